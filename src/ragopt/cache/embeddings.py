@@ -1,0 +1,202 @@
+"""An embedder that computes each text once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ragopt import codecs
+from ragopt._runtime import Runtime
+from ragopt.cache.tiers import TieredCache
+from ragopt.embedders.base import BaseEmbedder
+from ragopt.errors import InvalidInput
+from ragopt.keys import KeySpace
+from ragopt.protocols import Embedder, KVStore
+from ragopt.types import OUTPUTS, Dense, EmbedderSpec, EmbeddingBatch, Output, Role, SparseVector
+
+KIND = "embedding"
+
+
+class CachedEmbedder(BaseEmbedder):
+    """An embedder with a cache in front of it; itself an ``Embedder``.
+
+    The key holds model, revision, dimension, settings, role and output, so two models, or a
+    query and a document of the same text, never share an entry. Every output has an entry of its
+    own: an entry without the sparse vector is a miss only for whoever asks for sparse vectors.
+    Duplicates are computed once; every batch is stored as soon as it is computed.
+
+    Args:
+        embedder: The model.
+        cache: A cache or a store; one in memory of its own if None.
+        ttl: Seconds that an embedding is kept; None until it is evicted.
+        precision: ``float32`` is exact; ``float16`` and ``int8`` save space.
+        batch_size: Texts that are computed and then stored at a time.
+        namespace: Separates applications which share a store.
+        tenant: Separates customers of one application.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        cache: KVStore | None = None,
+        *,
+        ttl: float | None = 86_400,
+        precision: codecs.Precision = "float32",
+        batch_size: int = 256,
+        namespace: str = "default",
+        tenant: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InvalidInput(f"A batch size of {batch_size} was given.", fix="Give 1 or more.")
+        self.embedder = embedder
+        self.cache = TieredCache.over(cache)
+        self._ttl = ttl
+        self._precision = precision
+        self._batch_size = batch_size
+        self._namespace = namespace
+        self._tenant = tenant
+        self._spaces: dict[tuple[Role, Output], KeySpace] = {}
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """What the vectors depend on: the wrapped model's own description."""
+        return self.embedder.spec
+
+    async def _embed(
+        self, io: Runtime, texts: list[str], role: Role, outputs: frozenset[Output]
+    ) -> EmbeddingBatch:
+        order = [output for output in OUTPUTS if output in outputs]
+        position = dict.fromkeys(texts)
+        unique = list(position)
+        keys = [key for output in order for key in self._space(role, output).text_keys(unique)]
+        entries = await io.call(self.cache.get_many, self.cache.aget_many, keys)
+        values = [entry and entry.value for entry in entries]
+        columns = {
+            output: _Column.read(output, values[i * len(unique) : (i + 1) * len(unique)])
+            for i, output in enumerate(order)
+        }
+        missing = sorted(set().union(*(column.missing() for column in columns.values())))
+        stats = self.cache.stats
+        stats.count(KIND, "hit", len(unique) - len(missing))
+        stats.count(KIND, "miss", len(missing))
+        for start in range(0, len(missing), self._batch_size):
+            rows = missing[start : start + self._batch_size]
+            asked = [unique[row] for row in rows]
+            batch = await io.call(
+                self.embedder.embed, self.embedder.aembed, asked, role=role, outputs=outputs
+            )
+            _check(batch, asked, outputs, self.spec)
+            for output, column in columns.items():
+                column.put(rows, getattr(batch, output))
+            items = {
+                key: payload
+                for output in order
+                for key, payload in zip(
+                    self._space(role, output).text_keys(asked),
+                    _encode(output, getattr(batch, output), self._precision),
+                    strict=True,
+                )
+            }
+            await io.call(self.cache.set_many, self.cache.aset_many, items, ttl=self._ttl)
+        rows_of: list[int] | None = None
+        if len(unique) < len(texts):
+            numbers = {text: row for row, text in enumerate(unique)}
+            rows_of = [numbers[text] for text in texts]
+        return EmbeddingBatch(
+            **{output: column.result(rows_of) for output, column in columns.items()}
+        )
+
+    def _space(self, role: Role, output: Output) -> KeySpace:
+        space = self._spaces.get((role, output))
+        if space is None:
+            spec = self.spec
+            settings = (spec.model, spec.revision, spec.dimension, spec.params, self._precision)
+            space = self._spaces[role, output] = KeySpace(
+                KIND, (*settings, role, output), namespace=self._namespace, tenant=self._tenant
+            )
+        return space
+
+
+class _Column:
+    """One output of a batch while it is put together: found rows first, computed ones later."""
+
+    def __init__(
+        self, output: Output, size: int, found: dict[int, Any], whole: Dense | None = None
+    ) -> None:
+        self._dense = output == "dense"
+        self._size = size
+        self._rows = found
+        self._whole = whole  # all rows as one array, where all were found
+
+    @classmethod
+    def read(cls, output: Output, payloads: list[bytes | None]) -> _Column:
+        """Decode what the cache gave; bytes that are no such vector count as absent."""
+        present = [(row, payload) for row, payload in enumerate(payloads) if payload is not None]
+        if output == "dense":
+            rows = [row for row, _ in present]
+            array = codecs.decode_dense([payload for _, payload in present])
+            if array is None and present:  # one of them is damaged: keep the others
+                pairs = [(row, codecs.decode_dense([payload])) for row, payload in present]
+                good = [(row, one) for row, one in pairs if one is not None]
+                sizes = {one.shape[1] for _, one in good}
+                return cls(
+                    output, len(payloads), {r: one[0] for r, one in good} if len(sizes) == 1 else {}
+                )
+            if array is not None and len(rows) == len(payloads):
+                return cls(output, len(payloads), {}, array)
+            return cls(
+                output, len(payloads), {} if array is None else dict(zip(rows, array, strict=True))
+            )
+        decode: Any = codecs.decode_sparse if output == "sparse" else codecs.decode_multi
+        decoded = {row: decode(payload) for row, payload in present}
+        return cls(
+            output, len(payloads), {row: one for row, one in decoded.items() if one is not None}
+        )
+
+    def missing(self) -> set[int]:
+        return set() if self._whole is not None else set(range(self._size)) - self._rows.keys()
+
+    def put(self, rows: list[int], values: Any) -> None:
+        if self._whole is not None:  # found whole, but another output of these texts was not
+            self._rows, self._whole = dict(enumerate(self._whole)), None
+        self._rows.update(zip(rows, values, strict=True))
+
+    def result(self, rows_of: list[int] | None) -> Any:
+        if self._whole is not None:
+            return self._whole if rows_of is None else self._whole[rows_of]
+        order = range(self._size) if rows_of is None else rows_of
+        values = [self._rows[row] for row in order]
+        return np.stack(values) if self._dense else values
+
+
+def _encode(output: Output, values: Any, precision: codecs.Precision) -> list[bytes]:
+    if output == "dense":
+        return [codecs.encode_dense(row, precision) for row in values]
+    if output == "sparse":
+        return [codecs.encode_sparse(vector) for vector in values]
+    return [codecs.encode_multi(vectors, precision) for vectors in values]
+
+
+def _check(
+    batch: EmbeddingBatch, texts: Sequence[str], outputs: frozenset[Output], spec: EmbedderSpec
+) -> None:
+    """Refuse a result which must not be cached, since it would be served for a day."""
+    for output in outputs:
+        part: Sequence[Dense] | Sequence[SparseVector] | Dense | None = getattr(batch, output)
+        if part is None or len(part) != len(texts):
+            raise InvalidInput(
+                f"{spec.model} returned {0 if part is None else len(part)} {output} vectors "
+                f"for {len(texts)} texts. None of them was cached.",
+                fix="Check the embedding model: it must return one vector for each text.",
+            )
+    if batch.dense is not None:
+        finite = np.isfinite(batch.dense).all(axis=1)
+        if not finite.all():
+            text = texts[int(np.argmin(finite))]
+            raise InvalidInput(
+                f"{spec.model} returned NaN or infinity for the text {text[:60]!r}. "
+                "Nothing of this batch was cached.",
+                fix="Leave the text out, or run the model in a higher precision.",
+            )

@@ -1,0 +1,69 @@
+"""The errors that ragopt raises. Each says what happened, to what, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class RagoptError(Exception):
+    """Base of every error that ragopt raises on purpose.
+
+    Args:
+        problem: One sentence: what happened, and to what.
+        fix: One sentence: what the reader can do about it.
+    """
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__(f"{problem} {fix}")
+        self.problem = problem
+        self.fix = fix
+
+
+class MissingDependency(RagoptError, ImportError):
+    """A package that belongs to an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed.",
+            fix=f'Install it with: pip install "ragopt[{extra}]"',
+        )
+        self.package = package
+        self.extra = extra
+
+
+class InvalidInput(RagoptError, ValueError):
+    """A value handed in cannot be used; nothing was stored or changed."""
+
+
+class DimensionMismatch(InvalidInput):
+    """A vector does not have the dimension that the index or the cache was made for."""
+
+
+class UnkeyableValue(InvalidInput, TypeError):
+    """A value has no injective encoding, so no cache key can be made from it."""
+
+
+class StorageError(RagoptError):
+    """A file, disk or database could not do what was asked; what was stored before is intact."""
+
+
+class CorruptData(StorageError):
+    """Stored bytes are not what was written."""
+
+
+class BackendUnavailable(StorageError, ConnectionError):
+    """A server could not be reached, or did not answer in time."""
+
+
+class BatchFailed(StorageError):
+    """Part of a batch was not stored.
+
+    Attributes:
+        not_stored: The ids which are not in the store; every other id of the batch is.
+    """
+
+    def __init__(self, problem: str, *, not_stored: Sequence[str], fix: str) -> None:
+        shown = ", ".join(map(repr, not_stored[:5]))
+        more = f" and {len(not_stored) - 5} more" if len(not_stored) > 5 else ""
+        super().__init__(f"{problem} Not stored: {shown}{more}.", fix=fix)
+        self.not_stored = list(not_stored)

@@ -1,0 +1,392 @@
+"""One filter expression for every index.
+
+Build it with ``F``::
+
+    (F("year") >= 2020) & F("lang").is_in(["ja", "ko"]) & ~F("draft").exists()
+
+A record that lacks the key meets ``!=``, ``not_in`` and ``is_empty``, and no other comparison.
+Values of different types are never equal and never ordered: ``"1" != 1`` and ``True != 1``. A
+comparison that makes no sense for a value (a number ``contains``) is false, not an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import date, datetime
+from typing import Any, Literal, TypeAlias
+
+from ragopt.errors import InvalidInput
+
+Scalar: TypeAlias = str | int | float | bool | datetime | date | None
+Op: TypeAlias = Literal[
+    "==", "!=", "<", "<=", ">", ">=", "in", "not_in", "any", "all", "contains",
+    "text_match", "text_match_insensitive", "like", "is_empty", "exists",
+]  # fmt: skip
+Predicate: TypeAlias = Callable[[str, str | None, Mapping[str, Any]], bool]
+
+# Keys become identifiers in some query languages, so their alphabet is closed.
+_KEY = re.compile(r"[^\W\d][\w .:/-]{0,127}")
+
+
+class Filter:
+    """A condition on a record. Combine with ``&``, ``|`` and ``~``."""
+
+    __slots__ = ()
+
+    def __ragopt_key__(self) -> object:
+        """What this filter is, for cache keys."""
+        return tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+
+    def __and__(self, other: Filter) -> And:
+        return And((self, other))
+
+    def __or__(self, other: Filter) -> Or:
+        return Or((self, other))
+
+    def __invert__(self) -> Not:
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        raise InvalidInput(
+            "A filter has no truth value.",
+            fix="Combine filters with &, | and ~ instead of and, or and not; "
+            "put comparisons in parentheses.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Compare(Filter):
+    """``metadata[key] op value``."""
+
+    key: str
+    op: Op
+    value: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, str) or not _KEY.fullmatch(self.key):
+            raise InvalidInput(
+                f"{self.key!r} cannot be a metadata key in a filter.",
+                fix="Begin with a letter or _, then up to 127 letters, digits, spaces or . : / - _",
+            )
+        if self.op not in _OPERATORS:
+            raise InvalidInput(
+                f"{self.op!r} is not a filter operator.",
+                fix=f"Use one of: {', '.join(_OPERATORS)}.",
+            )
+        if self.op in ("in", "not_in", "any", "all"):
+            if isinstance(self.value, (str, bytes)) or not isinstance(self.value, Iterable):
+                raise InvalidInput(
+                    f"The operator {self.op!r} on {self.key!r} got {self.value!r}.",
+                    fix="Give it a list of values.",
+                )
+            object.__setattr__(self, "value", tuple(self.value))
+        elif self.op in ("text_match", "text_match_insensitive", "like") and not (
+            isinstance(self.value, str) and self.value
+        ):
+            raise InvalidInput(
+                f"The operator {self.op!r} on {self.key!r} got {self.value!r}.",
+                fix="Give it a text that is not empty.",
+            )
+        for value in self.value if isinstance(self.value, tuple) else (self.value,):
+            if not isinstance(value, (str, int, float, date, type(None))):
+                raise InvalidInput(
+                    f"A filter on {self.key!r} got a value of type {type(value).__name__}.",
+                    fix="Compare with a string, a number, a boolean, a date or None.",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class And(Filter):
+    """Every part holds."""
+
+    parts: tuple[Filter, ...]
+
+    def __post_init__(self) -> None:
+        _check_parts(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Or(Filter):
+    """At least one part holds."""
+
+    parts: tuple[Filter, ...]
+
+    def __post_init__(self) -> None:
+        _check_parts(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Not(Filter):
+    """The part does not hold."""
+
+    part: Filter
+
+    def __post_init__(self) -> None:
+        _check_parts((self.part,))
+
+
+@dataclass(frozen=True, slots=True)
+class Ids(Filter):
+    """The record's id is one of these; none of them matches nothing."""
+
+    values: frozenset[str]
+
+    def __init__(self, values: Iterable[str]) -> None:
+        object.__setattr__(self, "values", _names(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Documents(Filter):
+    """The record was cut from one of these documents."""
+
+    values: frozenset[str]
+
+    def __init__(self, values: Iterable[str]) -> None:
+        object.__setattr__(self, "values", _names(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Where(Filter):
+    """Any Python function of the metadata. Only for indexes that live in this process."""
+
+    test: Callable[[Mapping[str, Any]], bool]
+
+
+def _check_parts(parts: tuple[Filter, ...]) -> None:
+    if not parts:
+        raise InvalidInput(
+            "A filter that combines nothing was given.",
+            fix="Leave the filter out to search everything.",
+        )
+    for part in parts:
+        if not isinstance(part, Filter):
+            raise InvalidInput(
+                f"{part!r} is not a filter.", fix='Write comparisons as F("key") == value.'
+            )
+
+
+def _names(values: Iterable[str]) -> frozenset[str]:
+    if isinstance(values, str):
+        raise InvalidInput(
+            f"The text {values!r} was given where ids are expected.", fix="Pass a list of ids."
+        )
+    return frozenset(values)
+
+
+class F:
+    """A metadata key, to be compared. ``F("year") >= 2020`` is a ``Filter``."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __eq__(self, value: Scalar) -> Compare:  # type: ignore[override]
+        return Compare(self._key, "==", value)
+
+    def __ne__(self, value: Scalar) -> Compare:  # type: ignore[override]
+        return Compare(self._key, "!=", value)
+
+    def __lt__(self, value: Scalar) -> Compare:
+        return Compare(self._key, "<", value)
+
+    def __le__(self, value: Scalar) -> Compare:
+        return Compare(self._key, "<=", value)
+
+    def __gt__(self, value: Scalar) -> Compare:
+        return Compare(self._key, ">", value)
+
+    def __ge__(self, value: Scalar) -> Compare:
+        return Compare(self._key, ">=", value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def is_in(self, values: Iterable[Scalar]) -> Compare:
+        """The value is one of ``values``."""
+        return Compare(self._key, "in", values)
+
+    def not_in(self, values: Iterable[Scalar]) -> Compare:
+        """The value is none of ``values``, or is missing."""
+        return Compare(self._key, "not_in", values)
+
+    def between(self, low: Scalar, high: Scalar) -> And:
+        """``low <= value <= high``."""
+        return (self >= low) & (self <= high)
+
+    def any(self, values: Iterable[Scalar]) -> Compare:
+        """The value is a list that holds at least one of ``values``."""
+        return Compare(self._key, "any", values)
+
+    def all(self, values: Iterable[Scalar]) -> Compare:
+        """The value is a list that holds every one of ``values``."""
+        return Compare(self._key, "all", values)
+
+    def contains(self, value: Scalar) -> Compare:
+        """The value is a list that holds ``value``."""
+        return Compare(self._key, "contains", value)
+
+    def text_match(self, text: str, *, case: bool = True) -> Compare:
+        """The value is a string with ``text`` in it, with or without regard to case."""
+        return Compare(self._key, "text_match" if case else "text_match_insensitive", text)
+
+    def like(self, pattern: str) -> Compare:
+        """The value is a string that fits the SQL pattern: ``%`` any run, ``_`` one character."""
+        return Compare(self._key, "like", pattern)
+
+    def is_empty(self) -> Compare:
+        """The value is missing, None, an empty string or an empty list."""
+        return Compare(self._key, "is_empty")
+
+    def exists(self) -> Compare:
+        """The key is there, whatever its value."""
+        return Compare(self._key, "exists")
+
+
+_MISSING = object()
+
+
+def _rank(value: object) -> str:
+    """Return the family of types within which values compare."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, (int, float)):
+        return "number"
+    if isinstance(value, datetime):
+        return "aware" if value.tzinfo else "naive"
+    return type(value).__name__
+
+
+def _same(left: object, right: object) -> bool:
+    return left == right and _rank(left) == _rank(right)
+
+
+def _ordered(left: Any, right: Any, test: Callable[[Any, Any], bool]) -> bool:
+    rank = _rank(left)
+    return rank == _rank(right) and rank not in ("NoneType", "list", "dict") and test(left, right)
+
+
+def _holds(values: object, wanted: object) -> bool:
+    return isinstance(values, (list, tuple)) and any(_same(value, wanted) for value in values)
+
+
+def _like(value: object, pattern: str) -> bool:
+    if not isinstance(value, str):
+        return False
+    expression = "".join(
+        ".*" if char == "%" else "." if char == "_" else re.escape(char) for char in pattern
+    )
+    return re.fullmatch(expression, value, re.DOTALL) is not None
+
+
+# The value of the key (or _MISSING) and the operand, to a verdict.
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": _same,
+    "!=": lambda value, other: not _same(value, other),
+    "<": lambda value, other: _ordered(value, other, lambda a, b: a < b),
+    "<=": lambda value, other: _ordered(value, other, lambda a, b: a <= b),
+    ">": lambda value, other: _ordered(value, other, lambda a, b: a > b),
+    ">=": lambda value, other: _ordered(value, other, lambda a, b: a >= b),
+    "in": lambda value, others: any(_same(value, other) for other in others),
+    "not_in": lambda value, others: not any(_same(value, other) for other in others),
+    "any": lambda value, others: any(_holds(value, other) for other in others),
+    "all": lambda value, others: bool(others) and all(_holds(value, other) for other in others),
+    "contains": _holds,
+    "text_match": lambda value, text: isinstance(value, str) and text in value,
+    "text_match_insensitive": lambda value, text: (
+        isinstance(value, str) and text.casefold() in value.casefold()
+    ),
+    "like": _like,
+    "is_empty": lambda value, _: value is _MISSING or value is None or value in ("", [], ()),
+    "exists": lambda value, _: value is not _MISSING,
+}
+
+
+def compile_filter(where: Filter) -> Predicate:
+    """Turn a filter into a function of a record's id, document id and metadata."""
+    if isinstance(where, Compare):
+        key, operand, verdict = where.key, where.value, _OPERATORS[where.op]
+        return lambda _id, _doc, metadata: verdict(metadata.get(key, _MISSING), operand)
+    if isinstance(where, (And, Or)):
+        tests = [compile_filter(part) for part in where.parts]
+        together = all if isinstance(where, And) else any
+        return lambda id_, doc, metadata: together(test(id_, doc, metadata) for test in tests)
+    if isinstance(where, Not):
+        inner = compile_filter(where.part)
+        return lambda id_, doc, metadata: not inner(id_, doc, metadata)
+    if isinstance(where, Ids):
+        ids = where.values
+        return lambda id_, _doc, _metadata: id_ in ids
+    if isinstance(where, Documents):
+        documents = where.values
+        return lambda _id, doc, _metadata: doc in documents
+    if isinstance(where, Where):
+        function = where.test
+        return lambda _id, _doc, metadata: bool(function(metadata))
+    raise InvalidInput(f"{where!r} is not a filter.", fix='Write comparisons as F("key") == value.')
+
+
+_DOLLAR: dict[str, Callable[[F, Any], Filter]] = {
+    "$eq": lambda field, value: field == value,
+    "$ne": lambda field, value: field != value,
+    "$lt": lambda field, value: field < value,
+    "$lte": lambda field, value: field <= value,
+    "$gt": lambda field, value: field > value,
+    "$gte": lambda field, value: field >= value,
+    "$in": lambda field, value: field.is_in(value),
+    "$nin": lambda field, value: field.not_in(value),
+    "$between": lambda field, value: field.between(*value),
+    "$exists": lambda field, value: field.exists() if value else ~field.exists(),
+    "$like": lambda field, value: field.like(value),
+    "$contains": lambda field, value: field.contains(value),
+    "$any": lambda field, value: field.any(value),
+    "$all": lambda field, value: field.all(value),
+}
+
+
+def from_dict(expression: Mapping[str, Any]) -> Filter:
+    """Read the ``$``-style filters of LangChain's stores.
+
+    ``{"lang": "ja", "year": {"$gte": 2020}, "$or": [{...}, {...}]}``; several keys mean "and".
+
+    Raises:
+        InvalidInput: The dict is empty, or has an operator that is not known.
+    """
+    parts: list[Filter] = []
+    for key, value in expression.items():
+        if key in ("$and", "$or", "$not"):
+            inner = [from_dict(part) for part in ([value] if key == "$not" else value)]
+            parts.append(
+                Not(inner[0]) if key == "$not" else (And if key == "$and" else Or)(tuple(inner))
+            )
+        elif isinstance(value, Mapping):
+            for operator, operand in value.items():
+                if operator not in _DOLLAR:
+                    raise InvalidInput(
+                        f"{operator!r} is not a filter operator (key {key!r}).",
+                        fix=f"Use one of: {', '.join(_DOLLAR)}.",
+                    )
+                parts.append(_DOLLAR[operator](F(key), operand))
+        else:
+            parts.append(F(key) == value)
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+def to_filter(where: object) -> Filter | None:
+    """Read a filter in any form that users of the frameworks write: a Filter, a dict, a function.
+
+    None and an empty dict mean that there is no filter.
+    """
+    if where is None or (isinstance(where, Mapping) and not where):
+        return None
+    if isinstance(where, Filter):
+        return where
+    if isinstance(where, Mapping):
+        return from_dict(where)
+    if callable(where):
+        return Where(where)
+    raise InvalidInput(
+        f"A filter of type {type(where).__name__} was given.",
+        fix="Pass a ragopt Filter, a dict, or a function of the metadata.",
+    )

@@ -1,0 +1,1 @@
+"""Vector backends: records found by the similarity of their vectors."""

@@ -1,0 +1,136 @@
+"""A saved FAISS index: a manifest, the vectors and the records, each with its checksum.
+
+Data files carry a fresh name at every save. The manifest names them and is replaced last, in
+one step, so whoever reads finds a whole index whenever the writer stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from ragopt._imports import require
+from ragopt.codecs import decode_value, encode_value
+from ragopt.errors import CorruptData, StorageError
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+SETTINGS = ("kind", "metric", "dimension", "m", "ef_construction", "ef_search", "version")
+
+
+def write(
+    folder: Path, settings: dict[str, Any], columns: dict[str, list[Any]], index: Any
+) -> None:
+    """Save an index; ``index`` is None for one without vectors."""
+    mark = secrets.token_hex(6)
+    files = {"records": f"records-{mark}.msgpack", "vectors": f"vectors-{mark}.faiss"}
+    if index is None:
+        del files["vectors"]
+    temporary = folder / f"manifest-{mark}.json"
+    with _explained(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            (folder / files["records"]).write_bytes(encode_value(columns))
+            if index is not None:
+                require("faiss", "faiss").write_index(index, str(folder / files["vectors"]))
+            manifest = {
+                "format": _FORMAT,
+                "settings": settings,
+                "files": {
+                    part: {"name": name, "blake2b": _digest(folder / name)}
+                    for part, name in files.items()
+                },
+            }
+            temporary.write_text(json.dumps(manifest, indent=2))
+            for name in (*files.values(), temporary.name):
+                _flush(folder / name)
+            temporary.replace(folder / _MANIFEST)
+            _flush(folder)
+        except BaseException:
+            for name in (*files.values(), temporary.name):
+                (folder / name).unlink(missing_ok=True)
+            raise
+        for old in (*folder.glob("records-*.msgpack"), *folder.glob("vectors-*.faiss")):
+            if old.name not in files.values():
+                old.unlink(missing_ok=True)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
+    """Return settings, columns and the FAISS index (None for one without vectors)."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        form = manifest["format"]
+        files = {
+            part: (folder / entry["name"], entry["blake2b"])
+            for part, entry in manifest["files"].items()
+        }
+        settings = {name: manifest["settings"][name] for name in SETTINGS}
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"There is no saved index in {folder}.", fix="Check the path, or save an index there."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"The index in {folder} cannot be read ({error.strerror}).",
+            fix="Check its permissions.",
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder / _MANIFEST) from error
+    if form != _FORMAT:
+        raise StorageError(
+            f"The index in {folder} has format {form}; this version of ragopt reads {_FORMAT}.",
+            fix="Upgrade ragopt, or build the index again.",
+        )
+    for path, digest in files.values():
+        # Checked before FAISS sees a byte: its reader trusts the sizes that a file claims.
+        if path.parent != folder or not path.is_file() or _digest(path) != digest:
+            raise _damaged(path)
+    columns = decode_value(files["records"][0].read_bytes())
+    index = None
+    if "vectors" in files:
+        index = require("faiss", "faiss").read_index(str(files["vectors"][0]))
+    if (0 if index is None else index.ntotal) != len(columns["ids"]):
+        raise _damaged(folder)
+    return settings, columns, index
+
+
+def _digest(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path) -> CorruptData:
+    return CorruptData(
+        f"{path} is missing or is not what was saved.",
+        fix="Restore the folder from a copy, or build the index again.",
+    )
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # FAISS reports a failed write as RuntimeError
+        raise StorageError(
+            f"The index could not be saved to {folder} "
+            f"({getattr(error, 'strerror', None) or 'the file could not be written'}). "
+            "What was saved there before is as it was.",
+            fix="Free some space or choose another folder, and save again.",
+        ) from error

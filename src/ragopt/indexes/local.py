@@ -1,0 +1,207 @@
+"""What every index in this process has in common: a table of records and a lock."""
+
+from __future__ import annotations
+
+import secrets
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragopt._runtime import Runtime
+from ragopt.filters import Filter, Ids
+from ragopt.indexes._lock import ReadWriteLock
+from ragopt.indexes._table import RecordTable, Rows
+from ragopt.indexes.base import BaseVectorIndex, copy_metadata
+from ragopt.indexes.scores import relevance, unit
+from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch
+
+_PACK_ABOVE = 256  # gaps that are not worth packing
+
+
+class LocalIndex(BaseVectorIndex):
+    """An index over rows of vectors in memory. Safe to share: many readers or one writer.
+
+    For the cosine, vectors are stored with length 1 and compared by inner product; what comes
+    back as an embedding then has length 1 as well.
+    """
+
+    def __init__(self, dimension: int | None = None, *, metric: Metric | str = Metric.COSINE):
+        super().__init__(dimension, metric=metric)
+        self._table = RecordTable()
+        self._lock = ReadWriteLock()
+        self._token = secrets.token_hex(8)
+
+    @abstractmethod
+    def _append(self, vectors: Dense) -> None:
+        """Store vectors in the next rows; all of them, or raise and store none."""
+
+    @abstractmethod
+    def _keep(self, rows: Rows | None) -> None:
+        """Keep these rows alone, in this order; None drops everything."""
+
+    @abstractmethod
+    def _vectors(self, rows: Rows) -> Dense:
+        """Return the vectors of rows, shape ``(len(rows), dimension)``."""
+
+    @abstractmethod
+    def _nearest(self, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
+        """Return scores and rows of the ``k`` best among ``rows`` (None: there are no gaps).
+
+        ``k`` is at most the number of rows to choose from. Shapes ``(n, k)``, best first.
+        """
+
+    async def _version(self, io: Runtime) -> str:
+        return self._token
+
+    async def _add(self, io: Runtime, records: RecordBatch, vectors: Dense) -> None:
+        await io.cpu(self._add_now, records, vectors)
+
+    async def _get(self, io: Runtime, ids: Sequence[str], embeddings: bool) -> list[Record | None]:
+        found = {record.id: record for record in await self._find(io, Ids(ids), None, embeddings)}
+        return [found.get(id_) for id_ in ids]
+
+    async def _find(
+        self, io: Runtime, where: Filter | None, limit: int | None, embeddings: bool
+    ) -> list[Record]:
+        return await io.cpu(self._find_now, where, limit, embeddings)
+
+    async def _delete(self, io: Runtime, where: Filter | None) -> int:
+        return await io.cpu(self._delete_now, where)
+
+    async def _count(self, io: Runtime, where: Filter | None) -> int:
+        return await io.cpu(self._count_now, where)
+
+    async def _search(
+        self,
+        io: Runtime,
+        queries: Dense,
+        k: int,
+        where: Filter | None,
+        min_score: float | None,
+        embeddings: bool,
+    ) -> list[list[Hit]]:
+        return await io.cpu(self._search_now, queries, k, where, min_score, embeddings)
+
+    async def _close(self, io: Runtime) -> None:
+        return None
+
+    # -- blocking work, in place or in a thread --------------------------------------------
+
+    def _add_now(self, records: RecordBatch, vectors: Dense) -> None:
+        if self._metric is Metric.COSINE:
+            vectors = unit(vectors)
+        with self._lock.write():
+            if self._dimension is None:
+                self._dimension = vectors.shape[1]
+            self._check_dimension(vectors.shape[1], "record")  # another thread may have set it
+            self._append(vectors)
+            self._table.append(records)
+            self._changed()
+
+    def _find_now(self, where: Filter | None, limit: int | None, embeddings: bool) -> list[Record]:
+        with self._lock.read():
+            rows = self._table.select(where)[:limit]
+            vectors = self._vectors(rows) if embeddings and len(rows) else None
+            return [
+                Record(
+                    id=self._table.ids[row],
+                    text=self._table.texts[row],
+                    metadata=copy_metadata(self._table.metadatas[row]),
+                    document_id=self._table.document_ids[row],
+                    embedding=Embedding(None if vectors is None else vectors[i]),
+                )
+                for i, row in enumerate(rows.tolist())
+            ]
+
+    def _delete_now(self, where: Filter | None) -> int:
+        with self._lock.write():
+            if where is None:
+                removed = self._table.live
+                self._table = RecordTable()
+                self._keep(None)
+                self._changed()
+                return removed
+            rows = self._table.select(where)
+            if len(rows):
+                self._table.remove(rows)
+                self._changed()
+            return len(rows)
+
+    def _count_now(self, where: Filter | None) -> int:
+        with self._lock.read():
+            return self._table.live if where is None else len(self._table.select(where))
+
+    def _search_now(
+        self,
+        queries: Dense,
+        k: int,
+        where: Filter | None,
+        min_score: float | None,
+        embeddings: bool,
+    ) -> list[list[Hit]]:
+        if self._metric is Metric.COSINE:
+            queries = unit(queries)
+        with self._lock.read():
+            table = self._table
+            rows = table.select(where) if where is not None or table.gaps else None
+            k = min(k, len(table) if rows is None else len(rows))
+            if k == 0:
+                return [[] for _ in queries]
+            scores, found = self._nearest(queries, k, rows)
+            vectors = self._vectors(found.ravel()) if embeddings else None
+            relevances = relevance(scores, self._metric, queries)
+            return self._hits(scores, found, relevances, min_score, vectors)
+
+    def _hits(
+        self,
+        scores: Dense,
+        rows: Rows,
+        relevances: NDArray[np.floating],
+        min_score: float | None,
+        vectors: Dense | None,
+    ) -> list[list[Hit]]:
+        table, k = self._table, rows.shape[1]
+        lists = zip(scores.tolist(), rows.tolist(), relevances.tolist(), strict=True)
+        return [
+            [
+                Hit(
+                    id=table.ids[row],
+                    score=score,
+                    relevance=relevant,
+                    text=table.texts[row],
+                    metadata=copy_metadata(table.metadatas[row]),
+                    document_id=table.document_ids[row],
+                    embedding=None if vectors is None else Embedding(vectors[number * k + rank]),
+                )
+                for rank, (score, row, relevant) in enumerate(zip(*columns, strict=True))
+                if min_score is None or score >= min_score
+            ]
+            for number, columns in enumerate(lists)
+        ]
+
+    def _changed(self) -> None:
+        """Move the version, and pack when more than half of the rows are gaps."""
+        if self._table.gaps > max(_PACK_ABOVE, self._table.live):
+            self._keep(self._table.pack())
+        self._token = secrets.token_hex(8)
+
+
+def best(scores: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
+    """Return the ``k`` best columns of scores ``(n, m)`` and their rows; ties by row, ascending."""
+    m = scores.shape[1]
+    if k < m:
+        part = np.argpartition(-scores, k - 1, axis=1)
+        # argpartition breaks ties at the k-th place at random: take all of those, then sort.
+        limit = np.take_along_axis(scores, part[:, k - 1 : k], axis=1)
+        picks = [np.flatnonzero(row >= low) for row, low in zip(scores, limit, strict=True)]
+    else:
+        picks = [np.arange(m) for _ in scores]
+    order = np.stack([_first(pick, row, k) for pick, row in zip(picks, scores, strict=True)])
+    top = np.take_along_axis(scores, order, axis=1)
+    return top, order if rows is None else rows[order]
+
+
+def _first(candidates: Rows, scores: Dense, k: int) -> Rows:
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]

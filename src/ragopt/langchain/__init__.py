@@ -1,0 +1,21 @@
+"""LangChain classes over ragopt: cached embeddings, vector stores, retrievers, answers."""
+
+from ragopt._imports import require
+
+require("langchain_core", "langchain")
+
+from ragopt.langchain.caches import LLMCache  # noqa: E402
+from ragopt.langchain.chains import CachedChain  # noqa: E402
+from ragopt.langchain.embeddings import CachedEmbeddings, EmbedderEmbeddings  # noqa: E402
+from ragopt.langchain.retrievers import CachedRetriever  # noqa: E402
+from ragopt.langchain.vectorstores import FaissVectorStore, IndexVectorStore  # noqa: E402
+
+__all__ = [
+    "CachedChain",
+    "CachedEmbeddings",
+    "CachedRetriever",
+    "EmbedderEmbeddings",
+    "FaissVectorStore",
+    "IndexVectorStore",
+    "LLMCache",
+]

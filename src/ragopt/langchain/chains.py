@@ -1,0 +1,90 @@
+"""A whole chain that answers each question once, until the documents change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from ragopt._run import run
+from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.cache.answers import AnswerCache
+from ragopt.cache.values import MISSING
+from ragopt.cache.version import Version, check, current
+from ragopt.errors import InvalidInput
+from ragopt.protocols import KVStore
+
+
+class CachedChain(Runnable[Any, Any]):
+    """Any chain with its answers cached: a hit runs nothing of the chain.
+
+    The key is the name, the version and the whole input. Input and output are JSON-like: a
+    question or a dict in, a text or a dict out. An output of another type is returned and not
+    kept. The config (tags, callbacks) takes no part in the key; a hit runs no callbacks.
+
+    Args:
+        chain: The chain you use today.
+        cache: A ``TieredCache`` or a store; one in memory of its own if None.
+        name: What identifies the chain: its prompt, model and retriever. Change it when they do.
+        version: The state of the documents; best the index itself (``store.index``), so that
+            every change of it makes the answers before it unreachable.
+        ttl: Seconds that an answer is kept; None until it is evicted.
+        namespace: Separates applications which share a store.
+        tenant: Separates customers of one application.
+
+    Raises:
+        InvalidInput: The name is empty, or the version cannot be told.
+
+    Example:
+        >>> chain = CachedChain(chain, cache, name="handbook-v1", version=store.index)
+    """
+
+    def __init__(
+        self,
+        chain: Runnable[Any, Any],
+        cache: KVStore | None = None,
+        *,
+        name: str,
+        version: Version,
+        ttl: float | None = 3_600,
+        namespace: str = "default",
+        tenant: str | None = None,
+    ) -> None:
+        if not name:
+            raise InvalidInput("A cached chain has no name.", fix='Pass name="...".')
+        check(version, f"The cached chain {name!r}")
+        self.chain = chain
+        self.name = name
+        self._version = version
+        self._answers = AnswerCache(cache, ttl=ttl, namespace=namespace, tenant=tenant)
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Return the answer to this input, from the cache where it is known."""
+        return run(self._answer(SYNC, input, config, kwargs))
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Return the answer to this input, from the cache where it is known."""
+        return await self._answer(ASYNC, input, config, kwargs)
+
+    def clear(self) -> None:
+        """Forget the answers of this namespace and tenant."""
+        self._answers.clear()
+
+    async def aclear(self) -> None:
+        """Forget the answers of this namespace and tenant."""
+        await self._answers.aclear()
+
+    async def _answer(
+        self, io: Runtime, input: Any, config: RunnableConfig | None, kwargs: dict[str, Any]
+    ) -> Any:
+        payload = ("chain", self.name, await current(io, self._version), input, kwargs)
+        stored = await io.call(self._answers.get, self._answers.aget, payload)
+        if stored is not MISSING:
+            return stored
+        invoke: Callable[..., Any] = self.chain.invoke
+        answer = await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
+        # LangChain's own texts are a subclass of str, which is kept as the string it is.
+        plain = str(answer) if isinstance(answer, str) else answer
+        await io.call(self._answers.set, self._answers.aset, payload, plain)
+        return answer

@@ -1,0 +1,124 @@
+"""A retriever that searches for each question once, until the index changes."""
+
+from __future__ import annotations
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle
+
+from ragopt._run import run
+from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.cache.retrieval import RetrievalCache
+from ragopt.cache.values import MISSING
+from ragopt.cache.version import Version, check, current
+from ragopt.errors import CorruptData, InvalidInput
+from ragopt.llama_index.embeddings import as_embedder
+from ragopt.llama_index.filters import selection
+from ragopt.llama_index.nodes import decode_nodes, encode_nodes
+from ragopt.llama_index.vector_stores import IndexVectorStore
+from ragopt.protocols import KVStore, VectorIndex
+
+
+class CachedRetriever(BaseRetriever):
+    """Any LlamaIndex retriever with its results cached.
+
+    Over a ragopt vector store the results die by themselves when the index changes, and nothing
+    needs to be said. Any other retriever cannot tell when its documents change: give ``name``,
+    which keeps it apart from other retrievers, and ``version``, which you change (or which
+    returns something else) when the documents do.
+
+    Args:
+        retriever: The retriever you use today.
+        cache: A ``TieredCache`` or a store; one in memory of its own if None.
+        ttl: Seconds that a result is kept; None until it is evicted.
+        name: What identifies the retriever.
+        version: The state of its documents: a string, a function that returns one, or an index.
+        namespace: Separates applications which share a store.
+        tenant: Separates customers of one application.
+
+    Raises:
+        InvalidInput: ``name`` or ``version`` is missing for a retriever that needs them.
+
+    Example:
+        >>> retriever = CachedRetriever(index.as_retriever(), cache)
+        >>> engine = RetrieverQueryEngine.from_args(retriever)
+    """
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        cache: KVStore | None = None,
+        *,
+        ttl: float | None = 1_800,
+        name: str | None = None,
+        version: Version | None = None,
+        namespace: str = "default",
+        tenant: str | None = None,
+    ) -> None:
+        super().__init__(callback_manager=retriever.callback_manager)
+        self._retriever = retriever
+        index, settings = _identity(retriever)
+        if version is None:
+            version = index
+        if version is None or (index is None and name is None):
+            raise InvalidInput(
+                f"A {type(retriever).__name__} cannot tell when its documents change.",
+                fix='Pass name="..." and version="..." (or a function that returns the version).',
+            )
+        check(version, "The cached retriever")
+        self._version: Version = version
+        self._results = RetrievalCache(
+            cache, ttl=ttl, settings=(name, settings), namespace=namespace, tenant=tenant
+        )
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return run(self._cached(SYNC, query_bundle))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await self._cached(ASYNC, query_bundle)
+
+    async def _cached(self, io: Runtime, query: QueryBundle) -> list[NodeWithScore]:
+        # The wrapped retriever may write into the bundle; the caller's stays as it is.
+        own = QueryBundle(
+            query_str=query.query_str,
+            image_path=query.image_path,
+            custom_embedding_strs=query.custom_embedding_strs,
+            embedding=query.embedding,
+        )
+        payload = (
+            await current(io, self._version),
+            own.query_str,
+            own.image_path,
+            own.custom_embedding_strs,
+            own.embedding,
+        )
+        stored = await io.call(self._results.get, self._results.aget, payload)
+        if stored is not MISSING:
+            try:
+                return decode_nodes(stored)
+            except CorruptData:
+                self._results.cache.stats.count(self._results.kind, "corrupt")
+        found = await io.call(self._retriever.retrieve, self._retriever.aretrieve, own)
+        await io.call(self._results.set, self._results.aset, payload, encode_nodes(found))
+        return found
+
+
+def _identity(retriever: BaseRetriever) -> tuple[VectorIndex | None, object]:
+    """Return the index behind a retriever and everything else that its results depend on."""
+    if not isinstance(retriever, VectorIndexRetriever):
+        return None, None
+    store = retriever._vector_store
+    if not isinstance(store, IndexVectorStore) or retriever.object_map:
+        return None, None
+    spec = as_embedder(retriever._embed_model).spec
+    settings = (
+        (spec.model, spec.revision, spec.params),
+        selection(retriever._filters, retriever._node_ids or None, retriever._doc_ids),
+        retriever._similarity_top_k,
+        retriever._vector_store_query_mode.value,
+        retriever._alpha,
+        retriever._sparse_top_k,
+        retriever._hybrid_top_k,
+        retriever._kwargs,
+    )
+    return store.client, settings

@@ -1,0 +1,243 @@
+"""The seams of ragopt: what a backend must offer to take part.
+
+Every method comes in two colours, ``name`` and ``aname``, which do the same. The bases in
+``ragopt.stores.base``, ``ragopt.indexes.base`` and ``ragopt.embedders.base`` write both for you
+from one body; the contract suites in ``ragopt.testing`` check whatever you make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from ragopt.types import (
+    DENSE,
+    EmbedderSpec,
+    Embedding,
+    EmbeddingBatch,
+    Hit,
+    Metric,
+    Output,
+    Record,
+    RecordBatch,
+    Role,
+)
+
+if TYPE_CHECKING:
+    from ragopt.filters import Filter
+
+
+class Clock(Protocol):
+    """Seconds since the epoch; replaced in tests."""
+
+    def __call__(self) -> float: ...
+
+
+class Entry(NamedTuple):
+    """A stored value and when it ends, in seconds since the epoch (None: never)."""
+
+    value: bytes
+    expires_at: float | None = None
+
+
+@runtime_checkable
+class KVStore(Protocol):
+    """Bytes under keys, with a time to live. Expired, evicted and corrupt entries are absent."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the layer in statistics: ``memory``, ``sqlite``, ``redis``."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes], /) -> list[Entry | None]:
+        """Return an entry, or None, for each key, in the order of the keys."""
+        ...
+
+    async def aget_many(self, keys: Sequence[bytes], /) -> list[Entry | None]: ...
+
+    def set_many(self, items: Mapping[bytes, bytes], /, *, ttl: float | None = None) -> None:
+        """Store all items for ``ttl`` seconds (None: until evicted), replacing older ones."""
+        ...
+
+    async def aset_many(
+        self, items: Mapping[bytes, bytes], /, *, ttl: float | None = None
+    ) -> None: ...
+
+    def delete_many(self, keys: Sequence[bytes], /) -> int:
+        """Remove keys; return how many were there. A missing key is no error."""
+        ...
+
+    async def adelete_many(self, keys: Sequence[bytes], /) -> int: ...
+
+    def clear(self, prefix: bytes = b"", /) -> None:
+        """Remove every key that starts with ``prefix``."""
+        ...
+
+    async def aclear(self, prefix: bytes = b"", /) -> None: ...
+
+    def count(self, prefix: bytes = b"", /) -> int:
+        """Return how many live keys start with ``prefix``."""
+        ...
+
+    async def acount(self, prefix: bytes = b"", /) -> int: ...
+
+    def close(self) -> None:
+        """Release files, connections and memory. Closing twice is no error."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Texts to vectors."""
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        """What the vectors depend on. Part of every cache key."""
+        ...
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        /,
+        *,
+        role: Role = "document",
+        outputs: Collection[Output] = DENSE,
+    ) -> EmbeddingBatch:
+        """Embed texts in the order given, with exactly the outputs asked for."""
+        ...
+
+    async def aembed(
+        self,
+        texts: Sequence[str],
+        /,
+        *,
+        role: Role = "document",
+        outputs: Collection[Output] = DENSE,
+    ) -> EmbeddingBatch: ...
+
+
+@runtime_checkable
+class VectorIndex(Protocol):
+    """Records found by the similarity of their vectors."""
+
+    @property
+    def dimension(self) -> int | None:
+        """Length of the dense vectors; None until it is set or the first record is added."""
+        ...
+
+    @property
+    def metric(self) -> Metric: ...
+
+    def version(self) -> str:
+        """Return a token that every change replaces. Cached results are keyed on it."""
+        ...
+
+    async def aversion(self) -> str: ...
+
+    def add(self, records: RecordBatch, /) -> list[str]:
+        """Store records, replacing those whose id is there already; return the ids in order.
+
+        All of the batch is stored, or nothing is and the error says why.
+        """
+        ...
+
+    async def aadd(self, records: RecordBatch, /) -> list[str]: ...
+
+    def get(self, ids: Sequence[str], /, *, embeddings: bool = False) -> list[Record | None]:
+        """Return a record, or None, for each id, in the order of the ids."""
+        ...
+
+    async def aget(
+        self, ids: Sequence[str], /, *, embeddings: bool = False
+    ) -> list[Record | None]: ...
+
+    def find(
+        self, where: Filter | None = None, /, *, limit: int | None = None, embeddings: bool = False
+    ) -> list[Record]:
+        """Return the records that match, in the order they were added."""
+        ...
+
+    async def afind(
+        self, where: Filter | None = None, /, *, limit: int | None = None, embeddings: bool = False
+    ) -> list[Record]: ...
+
+    def delete(self, where: Filter, /) -> int:
+        """Remove the records that match (``Ids([...])``, ``Documents([...])``, any filter).
+
+        Returns how many there were. A missing id is no error.
+        """
+        ...
+
+    async def adelete(self, where: Filter, /) -> int: ...
+
+    def count(self, where: Filter | None = None, /) -> int:
+        """Return how many records there are, or how many match."""
+        ...
+
+    async def acount(self, where: Filter | None = None, /) -> int: ...
+
+    def clear(self) -> None:
+        """Remove every record."""
+        ...
+
+    async def aclear(self) -> None: ...
+
+    def search(
+        self,
+        query: Embedding,
+        /,
+        *,
+        k: int = 10,
+        where: Filter | None = None,
+        min_score: float | None = None,
+        embeddings: bool = False,
+    ) -> list[Hit]:
+        """Return the ``k`` best records that match ``where``, best first.
+
+        The filter applies inside the search: ``k`` records come back when ``k`` match.
+        ``min_score`` leaves out hits below it; ``embeddings`` adds the vectors to the hits.
+        """
+        ...
+
+    async def asearch(
+        self,
+        query: Embedding,
+        /,
+        *,
+        k: int = 10,
+        where: Filter | None = None,
+        min_score: float | None = None,
+        embeddings: bool = False,
+    ) -> list[Hit]: ...
+
+    def search_batch(
+        self,
+        queries: EmbeddingBatch,
+        /,
+        *,
+        k: int = 10,
+        where: Filter | None = None,
+        min_score: float | None = None,
+        embeddings: bool = False,
+    ) -> list[list[Hit]]:
+        """Search for several queries at once; one list of hits for each."""
+        ...
+
+    async def asearch_batch(
+        self,
+        queries: EmbeddingBatch,
+        /,
+        *,
+        k: int = 10,
+        where: Filter | None = None,
+        min_score: float | None = None,
+        embeddings: bool = False,
+    ) -> list[list[Hit]]: ...
+
+    def close(self) -> None:
+        """Release files, connections and memory. Closing twice is no error."""
+        ...
+
+    async def aclose(self) -> None: ...

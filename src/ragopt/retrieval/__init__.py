@@ -1,0 +1,1 @@
+"""What happens to hits between the index and the prompt."""

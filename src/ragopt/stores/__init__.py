@@ -1,0 +1,1 @@
+"""Key-value backends: bytes under keys, with a time to live."""
