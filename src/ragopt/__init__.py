@@ -14,6 +14,7 @@ _EXPORTS = {
     "AnswerCache": "ragopt.cache.answers",
     "CachedEmbedder": "ragopt.cache.embeddings",
     "CacheStats": "ragopt.metrics",
+    "Documents": "ragopt.filters",
     "Embedding": "ragopt.types",
     "EmbeddingBatch": "ragopt.types",
     "F": "ragopt.filters",
@@ -21,6 +22,7 @@ _EXPORTS = {
     "Filter": "ragopt.filters",
     "HashingEmbedder": "ragopt.embedders.hashing",
     "Hit": "ragopt.types",
+    "Ids": "ragopt.filters",
     "MemoryIndex": "ragopt.indexes.memory",
     "MemoryStore": "ragopt.stores.memory",
     "Metric": "ragopt.types",
@@ -39,29 +41,31 @@ _EXPORTS = {
 __all__ = [*_EXPORTS, "__version__"]  # noqa: PLE0604 - the table is the list of names
 
 if TYPE_CHECKING:
-    from ragopt.cache.answers import AnswerCache
-    from ragopt.cache.embeddings import CachedEmbedder
-    from ragopt.cache.retrieval import RetrievalCache
-    from ragopt.cache.tiers import TieredCache
-    from ragopt.embedders.hashing import HashingEmbedder
-    from ragopt.embedders.transformers import TransformersEmbedder
-    from ragopt.errors import MissingDependency, RagoptError
-    from ragopt.filters import F, Filter
-    from ragopt.indexes.faiss import FaissIndex
-    from ragopt.indexes.memory import MemoryIndex
-    from ragopt.metrics import CacheStats
-    from ragopt.stores.memory import MemoryStore
-    from ragopt.stores.redis import RedisStore
-    from ragopt.stores.sqlite import SqliteStore
-    from ragopt.types import (
-        Embedding,
-        EmbeddingBatch,
-        Hit,
-        Metric,
-        Record,
-        RecordBatch,
-        SparseVector,
-    )
+    from ragopt.cache.answers import AnswerCache as AnswerCache
+    from ragopt.cache.embeddings import CachedEmbedder as CachedEmbedder
+    from ragopt.cache.retrieval import RetrievalCache as RetrievalCache
+    from ragopt.cache.tiers import TieredCache as TieredCache
+    from ragopt.embedders.hashing import HashingEmbedder as HashingEmbedder
+    from ragopt.embedders.transformers import TransformersEmbedder as TransformersEmbedder
+    from ragopt.errors import MissingDependency as MissingDependency
+    from ragopt.errors import RagoptError as RagoptError
+    from ragopt.filters import Documents as Documents
+    from ragopt.filters import F as F
+    from ragopt.filters import Filter as Filter
+    from ragopt.filters import Ids as Ids
+    from ragopt.indexes.faiss import FaissIndex as FaissIndex
+    from ragopt.indexes.memory import MemoryIndex as MemoryIndex
+    from ragopt.metrics import CacheStats as CacheStats
+    from ragopt.stores.memory import MemoryStore as MemoryStore
+    from ragopt.stores.redis import RedisStore as RedisStore
+    from ragopt.stores.sqlite import SqliteStore as SqliteStore
+    from ragopt.types import Embedding as Embedding
+    from ragopt.types import EmbeddingBatch as EmbeddingBatch
+    from ragopt.types import Hit as Hit
+    from ragopt.types import Metric as Metric
+    from ragopt.types import Record as Record
+    from ragopt.types import RecordBatch as RecordBatch
+    from ragopt.types import SparseVector as SparseVector
 
 
 def __getattr__(name: str) -> object:

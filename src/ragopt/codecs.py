@@ -62,7 +62,7 @@ def unseal(key: bytes, blob: bytes) -> Entry | None:
 _DATETIME, _DATE, _TUPLE, _BIGINT = 1, 2, 3, 4
 
 
-def _pack_other(value: Any) -> msgpack.ExtType:
+def _pack_other(value: Any) -> Any:
     kind = type(value)
     if kind is datetime:
         return msgpack.ExtType(_DATETIME, value.isoformat().encode())
@@ -70,6 +70,8 @@ def _pack_other(value: Any) -> msgpack.ExtType:
         return msgpack.ExtType(_DATE, value.isoformat().encode())
     if kind is tuple:
         return msgpack.ExtType(_TUPLE, encode_value(list(value)))
+    if isinstance(value, str):  # a subclass, such as LangChain's texts: the string it is
+        return str.__str__(value)
     if kind is int:
         return msgpack.ExtType(_BIGINT, str(value).encode())
     if isinstance(value, np.generic):
@@ -93,10 +95,12 @@ def encode_value(value: Any) -> bytes:
     """Encode None, booleans, numbers, strings, bytes, dates, lists, tuples and dicts of them.
 
     Raises:
-        InvalidInput: The value holds another type, or lone surrogates, or is nested too deeply.
+        InvalidInput: The value holds another type, or is nested too deeply.
     """
     try:
-        packed: bytes = msgpack.packb(value, default=_pack_other, strict_types=True)
+        packed: bytes = msgpack.packb(
+            value, default=_pack_other, strict_types=True, unicode_errors="surrogatepass"
+        )
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidInput(
             f"A value cannot be stored: it holds {error}.",
@@ -112,7 +116,9 @@ def decode_value(data: bytes) -> Any:
         CorruptData: The bytes are anything else.
     """
     try:
-        return msgpack.unpackb(data, ext_hook=_unpack_other, strict_map_key=False)
+        return msgpack.unpackb(
+            data, ext_hook=_unpack_other, strict_map_key=False, unicode_errors="surrogatepass"
+        )
     except Exception as error:  # msgpack raises several unrelated types on bad bytes
         raise CorruptData(
             f"Stored bytes cannot be decoded ({type(error).__name__}).",

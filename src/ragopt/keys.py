@@ -71,6 +71,8 @@ def _encode(value: Any, put: Callable[[bytes], None]) -> None:
         text = value.isoformat().encode()
         put(b"%s%d:" % (b"D" if kind is datetime else b"y", len(text)))
         put(text)
+    elif isinstance(value, str):  # a subclass, such as LangChain's texts: the string it is
+        _encode(str.__str__(value), put)
     elif hasattr(kind, "__ragopt_key__"):
         put(b"o")
         _encode((kind.__qualname__, value.__ragopt_key__()), put)

@@ -81,15 +81,15 @@ class CachedEmbedder(BaseEmbedder):
         stats = self.cache.stats
         stats.count(KIND, "hit", len(unique) - len(missing))
         stats.count(KIND, "miss", len(missing))
-        for start in range(0, len(missing), self._batch_size):
-            rows = missing[start : start + self._batch_size]
+        while missing:
+            rows, missing = missing[: self._batch_size], missing[self._batch_size :]
             asked = [unique[row] for row in rows]
             batch = await io.call(
                 self.embedder.embed, self.embedder.aembed, asked, role=role, outputs=outputs
             )
             _check(batch, asked, outputs, self.spec)
             for output, column in columns.items():
-                column.put(rows, getattr(batch, output))
+                missing += column.put(rows, getattr(batch, output))
             items = {
                 key: payload
                 for output in order
@@ -158,10 +158,21 @@ class _Column:
     def missing(self) -> set[int]:
         return set() if self._whole is not None else set(range(self._size)) - self._rows.keys()
 
-    def put(self, rows: list[int], values: Any) -> None:
+    def put(self, rows: list[int], values: Any) -> list[int]:
+        """Take in computed rows; give up, and return, those found with another dimension.
+
+        A model that was replaced under the same name is no reason to fail.
+        """
         if self._whole is not None:  # found whole, but another output of these texts was not
             self._rows, self._whole = dict(enumerate(self._whole)), None
         self._rows.update(zip(rows, values, strict=True))
+        if not self._dense:
+            return []
+        width = len(values[0])
+        stale = [row for row, value in self._rows.items() if len(value) != width]
+        for row in stale:
+            del self._rows[row]
+        return stale
 
     def result(self, rows_of: list[int] | None) -> Any:
         if self._whole is not None:

@@ -25,6 +25,14 @@ Pooling: TypeAlias = Literal["mean", "cls", "last"]
 
 _EXTRA = "transformers"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -139,7 +147,8 @@ class TransformersEmbedder(BaseEmbedder):
         tokenizer, model = self._load()
         prefix = self._prefixes[role]
         limit = self._settings.max_length
-        encoded = tokenizer([prefix + text for text in texts], truncation=True, max_length=limit)
+        heads = [_head(tokenizer, prefix + text, limit) for text in texts]
+        encoded = tokenizer(heads, truncation=True, max_length=limit)
         self._warn_of_truncation(encoded, texts, limit)
         vectors = np.empty((len(texts), self._settings.dimension), dtype=np.float32)
         with torch.inference_mode():
@@ -190,6 +199,9 @@ class TransformersEmbedder(BaseEmbedder):
             if self._loaded is None:
                 transformers = require("transformers", _EXTRA)
                 torch = require("torch", _EXTRA)
+                if not any(self._file(name) for name in _TOKENIZERS):
+                    # transformers would make a tokenizer that knows no word, and say nothing.
+                    raise self._unreadable("the tokenizer's vocabulary is missing")
                 try:
                     tokenizer = transformers.AutoTokenizer.from_pretrained(
                         self.model, revision=self._revision
@@ -282,6 +294,20 @@ class TransformersEmbedder(BaseEmbedder):
             fix="Give a folder with config.json, the tokenizer and the weights, or a model id of "
             "the Hugging Face hub; without a network only models in its cache are found.",
         )
+
+
+def _head(tokenizer: Any, text: str, limit: int) -> str:
+    """Return a beginning of a long text that surely has more than ``limit`` tokens.
+
+    Reading all of a text of megabytes to keep some hundred tokens would take seconds. A
+    beginning with twice the tokens is enough: where it is cut, only its last word changes.
+    """
+    size = 32 * limit
+    while size < len(text):
+        if len(tokenizer(text[:size], truncation=False, verbose=False)["input_ids"]) > 2 * limit:
+            return text[:size]
+        size *= 4
+    return text
 
 
 def _stated_pooling(config: dict[str, Any]) -> Pooling:

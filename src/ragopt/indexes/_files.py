@@ -21,7 +21,6 @@ from ragopt.errors import CorruptData, StorageError
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
-SETTINGS = ("kind", "metric", "dimension", "m", "ef_construction", "ef_search", "version")
 
 
 def write(
@@ -39,15 +38,11 @@ def write(
             (folder / files["records"]).write_bytes(encode_value(columns))
             if index is not None:
                 require("faiss", "faiss").write_index(index, str(folder / files["vectors"]))
-            manifest = {
-                "format": _FORMAT,
-                "settings": settings,
-                "files": {
-                    part: {"name": name, "blake2b": _digest(folder / name)}
-                    for part, name in files.items()
-                },
+            entries = {
+                part: {"name": name, "blake2b": _digest(folder / name)}
+                for part, name in files.items()
             }
-            temporary.write_text(json.dumps(manifest, indent=2))
+            temporary.write_text(manifest_text(settings, entries))
             for name in (*files.values(), temporary.name):
                 _flush(folder / name)
             temporary.replace(folder / _MANIFEST)
@@ -65,12 +60,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
     """Return settings, columns and the FAISS index (None for one without vectors)."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        form = manifest["format"]
+        form, settings, entries = (manifest[part] for part in ("format", "settings", "files"))
+        whole = form != _FORMAT or manifest["blake2b"] == _sum(settings, entries)
         files = {
-            part: (folder / entry["name"], entry["blake2b"])
-            for part, entry in manifest["files"].items()
+            part: (folder / entry["name"], entry["blake2b"]) for part, entry in entries.items()
         }
-        settings = {name: manifest["settings"][name] for name in SETTINGS}
     except FileNotFoundError as error:
         raise StorageError(
             f"There is no saved index in {folder}.", fix="Check the path, or save an index there."
@@ -87,6 +81,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
             f"The index in {folder} has format {form}; this version of ragopt reads {_FORMAT}.",
             fix="Upgrade ragopt, or build the index again.",
         )
+    if not whole:
+        raise _damaged(folder / _MANIFEST)
     for path, digest in files.values():
         # Checked before FAISS sees a byte: its reader trusts the sizes that a file claims.
         if path.parent != folder or not path.is_file() or _digest(path) != digest:
@@ -98,6 +94,21 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
     if (0 if index is None else index.ntotal) != len(columns["ids"]):
         raise _damaged(folder)
     return settings, columns, index
+
+
+def manifest_text(settings: dict[str, Any], entries: dict[str, Any]) -> str:
+    """Return a manifest with a checksum of its own."""
+    manifest = {
+        "format": _FORMAT,
+        "settings": settings,
+        "files": entries,
+        "blake2b": _sum(settings, entries),
+    }
+    return json.dumps(manifest, indent=2)
+
+
+def _sum(*parts: Any) -> str:
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _digest(path: Path) -> str:

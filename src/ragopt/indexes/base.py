@@ -187,7 +187,7 @@ class BaseVectorIndex(ABC):
             DimensionMismatch: The query does not fit the index.
             InvalidInput: The query holds NaN or infinity, or ``k`` is below 1.
         """
-        batch = EmbeddingBatch.of([query])
+        batch = _single(query)
         return run(self._checked_search(SYNC, batch, k, where, min_score, embeddings))[0]
 
     async def asearch(
@@ -201,7 +201,7 @@ class BaseVectorIndex(ABC):
         embeddings: bool = False,
     ) -> list[Hit]:
         """Return the ``k`` best records; see ``search``."""
-        batch = EmbeddingBatch.of([query])
+        batch = _single(query)
         return (await self._checked_search(ASYNC, batch, k, where, min_score, embeddings))[0]
 
     def search_batch(
@@ -291,7 +291,9 @@ class BaseVectorIndex(ABC):
             )
         self._check_dimension(vectors.shape[1], what)
         # A sum is finite unless a part is not (or it overflows, which the second look tells).
-        if not np.isfinite(vectors.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):
+            total = vectors.sum(dtype=np.float64)
+        if not np.isfinite(total):
             finite = np.isfinite(vectors).all(axis=1)
             if not finite.all():
                 row = int(np.argmin(finite))
@@ -309,6 +311,16 @@ class BaseVectorIndex(ABC):
                 f"the index has {self._dimension or 'none yet'}. Nothing was changed.",
                 fix="Use the embedding model that the index was made with, or make a new index.",
             )
+
+
+def _single(query: Embedding) -> EmbeddingBatch:
+    """Return a batch of one; a query without any vector is refused, not taken for no query."""
+    if query.dense is None:
+        raise InvalidInput(
+            "A query came without a dense vector.",
+            fix='Embed it with outputs that include "dense".',
+        )
+    return EmbeddingBatch.of([query])
 
 
 def _required(where: Filter | None) -> Filter:

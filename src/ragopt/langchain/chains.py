@@ -84,7 +84,5 @@ class CachedChain(Runnable[Any, Any]):
             return stored
         invoke: Callable[..., Any] = self.chain.invoke
         answer = await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
-        # LangChain's own texts are a subclass of str, which is kept as the string it is.
-        plain = str(answer) if isinstance(answer, str) else answer
-        await io.call(self._answers.set, self._answers.aset, payload, plain)
+        await io.call(self._answers.set, self._answers.aset, payload, answer)
         return answer

@@ -65,8 +65,9 @@ class CachedRetriever(BaseRetriever):
     _results: RetrievalCache = PrivateAttr()
     _source: Version = PrivateAttr()
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Find out what identifies the retriever, or say what is missing."""
+    def __init__(self, **fields: Any) -> None:
+        # Not in a validator: pydantic would wrap our sentences in its own.
+        super().__init__(**fields)
         if self.cache is not None and not isinstance(self.cache, KVStore):
             raise InvalidInput(
                 f"A cache of type {type(self.cache).__name__} was given.",

@@ -14,7 +14,7 @@ from ragopt.stores.base import BaseKVStore
 
 # What CPython spends on an entry besides its bytes: two bytes headers, a tuple, a float and the
 # link and slot of the ordered dict (measured with tracemalloc over 100,000 entries).
-_OVERHEAD = 330
+_OVERHEAD = 230
 
 
 class MemoryStore(BaseKVStore):

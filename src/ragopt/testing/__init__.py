@@ -1,0 +1,20 @@
+"""Contract suites for backends: subclass one, say how to make yours, and pytest does the rest.
+
+::
+
+    class TestMyStore(KVStoreContract):
+        def make_store(self, clock):
+            return MyStore(clock=clock)
+
+Every test runs in both colours, sync and async.
+"""
+
+from ragopt._imports import require
+
+require("pytest", "testing")
+
+from ragopt.testing.embedder import EmbedderContract  # noqa: E402
+from ragopt.testing.index import VectorIndexContract  # noqa: E402
+from ragopt.testing.kv import FakeClock, KVStoreContract  # noqa: E402
+
+__all__ = ["EmbedderContract", "FakeClock", "KVStoreContract", "VectorIndexContract"]

@@ -1,0 +1,69 @@
+"""Real models find what a reader would find."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.models import UseMultilingual
+
+from ragopt import Embedding, EmbeddingBatch, FaissIndex, RecordBatch, TransformersEmbedder
+from ragopt.protocols import Embedder
+
+DATA = Path(os.environ.get("RAGOPT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def recall(embedder: Embedder, folder: str, documents: int, questions: int, k: int = 5) -> float:
+    """Return how often a question's paragraph is among the first k of an index."""
+    path = DATA / folder
+    if not path.is_dir():
+        pytest.skip(f"the collection {folder} is not there; set RAGOPT_DATA to its parent folder")
+
+    def lines(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (path / name).read_text("utf-8").splitlines()]
+
+    docs = lines("docs.jsonl")[:documents]
+    known = {doc["id"] for doc in docs}
+    rows = [line.split("\t") for line in (path / "qrels.tsv").read_text("utf-8").splitlines()]
+    truth = {row[0]: row[1] for row in rows if row[1] in known}
+    asked = [query for query in lines("queries.jsonl") if query["id"] in truth][:questions]
+    texts = [doc["text"] for doc in docs]
+    index = FaissIndex()
+    index.add(RecordBatch([doc["id"] for doc in docs], texts, embedder.embed(texts)))
+    queries = embedder.embed([query["text"] for query in asked], role="query")
+    found = index.search_batch(queries, k=k)
+    hits = [truth[q["id"]] in {h.id for h in hits} for q, hits in zip(asked, found, strict=True)]
+    assert len(hits) == questions
+    return float(np.mean(hits))
+
+
+@pytest.mark.filterwarnings("ignore::ragopt.embedders.transformers.TruncationWarning")
+def test_english_questions_find_their_paragraph() -> None:
+    assert recall(TransformersEmbedder.minilm(), "xquad_en", 120, 60) >= 0.9
+
+
+def test_japanese_questions_find_their_paragraph() -> None:
+    assert recall(UseMultilingual(), "jsquad", 300, 100) >= 0.75
+
+
+PAIRS = [
+    ("駅までどうやって行けばいいですか。", "最寄りの駅への行き方を教えてください。"),
+    ("この薬は一日三回飲みます。", "薬は毎日三度服用してください。"),
+    ("비밀번호를 잊어버렸어요.", "암호가 기억나지 않습니다."),
+    ("오늘 날씨가 아주 좋네요.", "오늘은 하늘이 맑고 화창합니다."),
+    ("How do I reset my password?", "비밀번호를 어떻게 재설정하나요?"),
+    ("Where is the station?", "駅はどこですか。"),
+]
+
+
+def test_japanese_and_korean_paraphrases_find_each_other() -> None:
+    embedder = UseMultilingual()
+    left = embedder.embed([a for a, _ in PAIRS]).dense
+    right = embedder.embed([b for _, b in PAIRS])
+    index = FaissIndex()
+    ids = [str(i) for i in range(len(PAIRS))]
+    index.add(RecordBatch(ids, ids, EmbeddingBatch(dense=right.dense)))
+    assert left is not None
+    found = [index.search(Embedding(vector), k=1)[0].id for vector in left]
+    assert found == ids

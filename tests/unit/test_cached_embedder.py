@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from ragopt import CachedEmbedder, EmbeddingBatch, HashingEmbedder, MemoryStore, TieredCache
+from ragopt._runtime import Runtime
+from ragopt.errors import InvalidInput
+from ragopt.types import OUTPUTS, EmbedderSpec, Output, Role
+
+
+class Counting(HashingEmbedder):
+    """A model that remembers its batches."""
+
+    def __init__(self, dimension: int = 32) -> None:
+        super().__init__(dimension)
+        self.batches: list[tuple[list[str], frozenset[Output]]] = []
+
+    async def _embed(
+        self, io: Runtime, texts: list[str], role: Role, outputs: frozenset[Output]
+    ) -> EmbeddingBatch:
+        self.batches.append((texts, outputs))
+        return await super()._embed(io, texts, role, outputs)
+
+
+def test_each_output_has_an_entry_of_its_own() -> None:
+    inner = Counting()
+    cached = CachedEmbedder(inner)
+    cached.embed(["a", "b"], outputs=["dense", "sparse"])
+    cached.embed(["a"], outputs=["sparse"])
+    cached.embed(["b"], outputs=["dense"])
+    assert len(inner.batches) == 1
+    all_three = cached.embed(["a", "c"], outputs=OUTPUTS)
+    assert inner.batches[1:] == [(["a", "c"], frozenset(OUTPUTS))]
+    assert cached.embed(["a"], outputs=["multi"]).multi is not None
+    assert len(inner.batches) == 2
+    plain = HashingEmbedder(32).embed(["a", "c"], outputs=OUTPUTS)
+    assert np.array_equal(all_three.dense, plain.dense)  # type: ignore[arg-type]
+    assert list(all_three.sparse or []) == list(plain.sparse or [])
+    for mine, theirs in zip(all_three.multi or [], plain.multi or [], strict=True):
+        assert np.array_equal(mine, theirs)
+
+
+def test_hits_and_misses_mix_in_the_order_of_the_caller() -> None:
+    inner = Counting()
+    cached = CachedEmbedder(inner, batch_size=2)
+    cached.embed(["b", "d"])
+    texts = ["a", "b", "c", "d", "a", "e", "b"]
+    found = cached.embed(texts).dense
+    assert np.array_equal(found, HashingEmbedder(32).embed(texts).dense)  # type: ignore[arg-type]
+    assert [batch for batch, _ in inner.batches] == [["b", "d"], ["a", "c"], ["e"]]
+    assert cached.cache.stats.total("embedding", "hit") == 2
+    assert cached.cache.stats.total("embedding", "miss") == 5
+
+
+def test_a_damaged_entry_is_computed_again() -> None:
+    inner, store = Counting(), MemoryStore()
+    cached = CachedEmbedder(inner, store)
+    good = cached.embed(["a", "b"]).dense
+    keys = cached._space("document", "dense").text_keys(["a", "b"])
+    for damage in (b"", b"garbage", store.get_many(keys)[1].value[:-1]):  # type: ignore[union-attr]
+        store.set_many({keys[0]: damage})
+        assert np.array_equal(cached.embed(["a", "b"]).dense, good)  # type: ignore[arg-type]
+    assert [batch for batch, _ in inner.batches] == [["a", "b"], ["a"], ["a"], ["a"]]
+
+
+def test_a_model_that_changed_its_dimension_under_the_same_name() -> None:
+    class Changing(Counting):
+        @property
+        def spec(self) -> EmbedderSpec:
+            return EmbedderSpec("the same name", outputs=frozenset(OUTPUTS))
+
+    store = MemoryStore()
+    CachedEmbedder(Changing(8), store).embed(["a"])
+    found = CachedEmbedder(Changing(16), store).embed(["a", "b"]).dense
+    assert np.array_equal(found, HashingEmbedder(16).embed(["a", "b"]).dense)  # type: ignore[arg-type]
+
+
+def test_the_array_belongs_to_the_caller() -> None:
+    cached = CachedEmbedder(HashingEmbedder(8))
+    first = cached.embed(["a", "b"]).dense
+    for _ in range(2):
+        again = cached.embed(["a", "b"]).dense
+        assert np.array_equal(again, first)  # type: ignore[arg-type]
+        again[:] = 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_smaller_precisions(precision: str) -> None:
+    exact = HashingEmbedder(256).embed(["some text", "another"]).dense
+    cached = CachedEmbedder(HashingEmbedder(256), precision=precision)  # type: ignore[arg-type]
+    cached.embed(["some text", "another"])
+    found = cached.embed(["some text", "another"]).dense
+    assert exact is not None
+    assert found is not None
+    assert np.einsum("ij,ij->i", found, exact).min() > 0.999
+
+
+def test_precisions_do_not_mix() -> None:
+    store, inner = MemoryStore(), Counting()
+    for precision in ("float32", "float16", "int8"):
+        CachedEmbedder(inner, store, precision=precision).embed(["a"])
+    assert len(inner.batches) == 3
+
+
+def test_tenants_and_namespaces() -> None:
+    cache, inner = TieredCache(), Counting()
+    for namespace in ("n", "m"):
+        for tenant in (None, "t", "u"):
+            CachedEmbedder(inner, cache, namespace=namespace, tenant=tenant).embed(["a"])
+    assert len(inner.batches) == 6
+
+
+def test_a_batch_size_is_above_zero() -> None:
+    with pytest.raises(InvalidInput, match="batch size"):
+        CachedEmbedder(HashingEmbedder(), batch_size=0)
