@@ -168,29 +168,21 @@ def encode_dense(vector: Dense, precision: Precision = "float32") -> bytes:
 def decode_dense(payloads: Sequence[bytes]) -> Dense | None:
     """Decode dense vectors of one dimension and precision into one array ``(n, dimension)``.
 
-    None if any of them is not such a vector. For float32 this is one copy of all the bytes.
+    None if any of them is not such a vector. For float32 this is one copy of all the bytes: the
+    result is a view which leaves out the 8 bytes before each row.
     """
-    if not payloads:
+    if not payloads or len(set(map(len, payloads))) > 1 or len(payloads[0]) < _VECTOR.size:
         return None
-    first = payloads[0]
-    head, size = first[: _VECTOR.size], len(first)
-    if len(head) < _VECTOR.size:
+    magic, kind, code, dimension = _VECTOR.unpack_from(payloads[0])
+    joined = np.frombuffer(bytearray().join(payloads), np.uint8).reshape(len(payloads), -1)
+    heads, bodies = np.split(joined, [_VECTOR.size], axis=1)
+    if magic != _VECTOR_MAGIC or kind != _DENSE or code > 2 or (heads != heads[0]).any():
         return None
-    magic, kind, code, dimension = _VECTOR.unpack(head)
-    if magic != _VECTOR_MAGIC or kind != _DENSE or code > 2:
-        return None
-    bodies = []
-    for payload in payloads:
-        if len(payload) != size or not payload.startswith(head):
-            return None
-        bodies.append(memoryview(payload)[_VECTOR.size :])
     if code == 0:
-        if size - _VECTOR.size != 4 * dimension:
-            return None
-        joined = np.frombuffer(bytearray().join(bodies), "<f4")
-        return joined.reshape(len(payloads), dimension)
-    rows = [row for body in bodies if (row := _rows(body, code, 1, dimension)) is not None]
-    return np.concatenate(rows) if len(rows) == len(bodies) else None
+        return bodies.view("<f4") if bodies.shape[1] == 4 * dimension else None
+    rows = [_rows(body.tobytes(), code, 1, dimension) for body in bodies]
+    good = [row for row in rows if row is not None]
+    return np.concatenate(good) if len(good) == len(rows) else None
 
 
 def encode_sparse(vector: SparseVector) -> bytes:

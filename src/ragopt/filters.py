@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from ragopt.errors import InvalidInput
@@ -271,13 +272,14 @@ def _holds(values: object, wanted: object) -> bool:
     return isinstance(values, (list, tuple)) and any(_same(value, wanted) for value in values)
 
 
+@lru_cache(maxsize=256)
+def _pattern(like: str) -> re.Pattern[str]:
+    wild = {"%": ".*", "_": "."}
+    return re.compile("".join(wild.get(char) or re.escape(char) for char in like), re.DOTALL)
+
+
 def _like(value: object, pattern: str) -> bool:
-    if not isinstance(value, str):
-        return False
-    expression = "".join(
-        ".*" if char == "%" else "." if char == "_" else re.escape(char) for char in pattern
-    )
-    return re.fullmatch(expression, value, re.DOTALL) is not None
+    return isinstance(value, str) and _pattern(pattern).fullmatch(value) is not None
 
 
 # The value of the key (or _MISSING) and the operand, to a verdict.
@@ -327,6 +329,12 @@ def compile_filter(where: Filter) -> Predicate:
     raise InvalidInput(f"{where!r} is not a filter.", fix='Write comparisons as F("key") == value.')
 
 
+def _pair(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise InvalidInput(f"$between got {value!r}.", fix="Give it a list: [low, high].")
+    return value[0], value[1]
+
+
 _DOLLAR: dict[str, Callable[[F, Any], Filter]] = {
     "$eq": lambda field, value: field == value,
     "$ne": lambda field, value: field != value,
@@ -336,7 +344,7 @@ _DOLLAR: dict[str, Callable[[F, Any], Filter]] = {
     "$gte": lambda field, value: field >= value,
     "$in": lambda field, value: field.is_in(value),
     "$nin": lambda field, value: field.not_in(value),
-    "$between": lambda field, value: field.between(*value),
+    "$between": lambda field, value: field.between(*_pair(value)),
     "$exists": lambda field, value: field.exists() if value else ~field.exists(),
     "$like": lambda field, value: field.like(value),
     "$contains": lambda field, value: field.contains(value),

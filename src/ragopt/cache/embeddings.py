@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -133,27 +133,19 @@ class _Column:
     @classmethod
     def read(cls, output: Output, payloads: list[bytes | None]) -> _Column:
         """Decode what the cache gave; bytes that are no such vector count as absent."""
-        present = [(row, payload) for row, payload in enumerate(payloads) if payload is not None]
-        if output == "dense":
-            rows = [row for row, _ in present]
-            array = codecs.decode_dense([payload for _, payload in present])
-            if array is None and present:  # one of them is damaged: keep the others
-                pairs = [(row, codecs.decode_dense([payload])) for row, payload in present]
-                good = [(row, one) for row, one in pairs if one is not None]
-                sizes = {one.shape[1] for _, one in good}
-                return cls(
-                    output, len(payloads), {r: one[0] for r, one in good} if len(sizes) == 1 else {}
-                )
-            if array is not None and len(rows) == len(payloads):
-                return cls(output, len(payloads), {}, array)
-            return cls(
-                output, len(payloads), {} if array is None else dict(zip(rows, array, strict=True))
-            )
-        decode: Any = codecs.decode_sparse if output == "sparse" else codecs.decode_multi
-        decoded = {row: decode(payload) for row, payload in present}
-        return cls(
-            output, len(payloads), {row: one for row, one in decoded.items() if one is not None}
-        )
+        if output == "dense" and None not in payloads:
+            whole = codecs.decode_dense(cast("list[bytes]", payloads))
+            if whole is not None:
+                return cls(output, len(payloads), {}, whole)
+        decode = _DECODERS[output]
+        rows = {
+            row: value
+            for row, payload in enumerate(payloads)
+            if payload is not None and (value := decode(payload)) is not None
+        }
+        if output == "dense" and len({len(value) for value in rows.values()}) > 1:
+            rows = {}
+        return cls(output, len(payloads), rows)
 
     def missing(self) -> set[int]:
         return set() if self._whole is not None else set(range(self._size)) - self._rows.keys()
@@ -180,6 +172,18 @@ class _Column:
         order = range(self._size) if rows_of is None else rows_of
         values = [self._rows[row] for row in order]
         return np.stack(values) if self._dense else values
+
+
+def _decode_dense(payload: bytes) -> Dense | None:
+    rows = codecs.decode_dense([payload])
+    return None if rows is None else rows[0]
+
+
+_DECODERS: dict[Output, Callable[[bytes], Any]] = {
+    "dense": _decode_dense,
+    "sparse": codecs.decode_sparse,
+    "multi": codecs.decode_multi,
+}
 
 
 def _encode(output: Output, values: Any, precision: codecs.Precision) -> list[bytes]:
