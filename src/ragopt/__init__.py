@@ -27,6 +27,7 @@ _EXPORTS = {
     "MemoryStore": "ragopt.stores.memory",
     "Metric": "ragopt.types",
     "MissingDependency": "ragopt.errors",
+    "PgvectorIndex": "ragopt.indexes.pgvector",
     "RagoptError": "ragopt.errors",
     "Record": "ragopt.types",
     "RecordBatch": "ragopt.types",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ragopt.filters import Ids as Ids
     from ragopt.indexes.faiss import FaissIndex as FaissIndex
     from ragopt.indexes.memory import MemoryIndex as MemoryIndex
+    from ragopt.indexes.pgvector import PgvectorIndex as PgvectorIndex
     from ragopt.metrics import CacheStats as CacheStats
     from ragopt.stores.memory import MemoryStore as MemoryStore
     from ragopt.stores.redis import RedisStore as RedisStore

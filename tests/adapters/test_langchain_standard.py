@@ -1,5 +1,6 @@
 """LangChain's own suites over every class of `ragopt.langchain`, none of their tests overridden."""
 
+import secrets
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from langchain_tests.integration_tests import (
 )
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from ragopt import HashingEmbedder, MemoryIndex, MemoryStore, SqliteStore, TieredCache
+from ragopt import HashingEmbedder, MemoryIndex, MemoryStore, RedisStore, SqliteStore, TieredCache
+from ragopt.indexes.pgvector import PgvectorIndex
+from ragopt.keys import namespace_prefix
 from ragopt.langchain import (
     CachedEmbeddings,
     CachedRetriever,
@@ -29,10 +32,15 @@ from ragopt.langchain import (
 )
 from ragopt.protocols import KVStore
 
-STORES = ["memory", "sqlite", "tiers"]
+STORES = ["memory", "sqlite", "redis", "tiers"]
 
 
-def make_store(kind: str, folder: Path) -> KVStore:
+def make_store(request: pytest.FixtureRequest, folder: Path) -> KVStore:
+    kind = request.param
+    if kind == "redis":
+        store = RedisStore(request.getfixturevalue("redis_url"), timeout=5)
+        store.clear(namespace_prefix("default"))
+        return store
     if kind == "memory":
         return MemoryStore()
     if kind == "sqlite":
@@ -62,6 +70,15 @@ class TestMemoryIndex(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self) -> VectorStore:
         return IndexVectorStore(MemoryIndex(), self.get_embeddings())
+
+
+class TestPgvectorIndex(VectorStoreIntegrationTests):
+    @pytest.fixture
+    async def vectorstore(self, postgres_dsn: str) -> Any:
+        index = PgvectorIndex(postgres_dsn, f"t_{secrets.token_hex(8)}")
+        yield IndexVectorStore(index, self.get_embeddings())
+        await index.aclose()
+        index.close()
 
 
 class TestCachedEmbeddingsUnit(EmbeddingsUnitTests):
@@ -125,7 +142,7 @@ class TestLLMCacheSync(SyncCacheTestSuite):
     def cache(
         self, request: pytest.FixtureRequest, tmp_path: Path
     ) -> Generator[BaseCache, None, None]:
-        store = make_store(request.param, tmp_path)
+        store = make_store(request, tmp_path)
         yield LLMCache(store)
         store.close()
 
@@ -133,6 +150,6 @@ class TestLLMCacheSync(SyncCacheTestSuite):
 class TestLLMCacheAsync(AsyncCacheTestSuite):
     @pytest.fixture(params=STORES)
     async def cache(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-        store = make_store(request.param, tmp_path)
+        store = make_store(request, tmp_path)
         yield LLMCache(store)
         await store.aclose()

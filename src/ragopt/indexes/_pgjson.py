@@ -132,7 +132,7 @@ _UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "$tuple": lambda tagged: tuple(_untag(item) for item in tagged["$tuple"]),
     "$bytes": lambda tagged: b64decode(tagged["$bytes"]),
     "$float": lambda tagged: float(tagged["$float"]),
-    "$nan": lambda tagged: math.nan,
+    "$nan": lambda _: math.nan,
     "$dict": lambda tagged: {_untag(key): _untag(item) for key, item in tagged["$dict"]},
 }
 
@@ -180,9 +180,12 @@ class Condition:
             joined = (" AND " if isinstance(where, And) else " OR ").join(sql for sql, _ in parts)
             return f"({joined})", all(exact for _, exact in parts)
         if isinstance(where, Not):
-            # Fewer than all that are let through can be turned into too few.
+            used = len(self.parameters)
             sql, exact = self._of(where.part)
-            return (f"(NOT {sql})", True) if exact else ("TRUE", False)
+            if exact:
+                return f"(NOT {sql})", True
+            del self.parameters[used:]
+            return "TRUE", False  # what lets too many through, turned round, lets too few
         if isinstance(where, Ids):
             return f"(id = ANY({self._bind(_texts(where.values), 'text[]')}))", True
         if isinstance(where, Documents):
@@ -190,7 +193,11 @@ class Condition:
             absent = " OR document_id IS NULL" if None in where.values else ""
             return f"(COALESCE(document_id = ANY({names}), FALSE){absent})", True
         if isinstance(where, Compare):
-            return self._compare(where)
+            used = len(self.parameters)
+            sql, exact = self._compare(where)
+            if "metadata" not in sql:  # decided already, and PostgreSQL takes no idle parameter
+                del self.parameters[used:]
+            return sql, exact
         if isinstance(where, Where):
             raise InvalidInput(
                 "A Python function was given as a filter; it works only in process, not in "
@@ -203,8 +210,6 @@ class Condition:
 
     def _compare(self, where: Compare) -> tuple[str, bool]:
         operand: Any = where.value
-        if not _is_storable(where.key):
-            return "TRUE", False
         value = f"(metadata -> {self._bind(where.key, 'text')})"
         text = f"({value} #>> '{{}}')"
         is_text = f"jsonb_typeof({value}) = 'string'"
@@ -274,7 +279,7 @@ class Condition:
         """SQL for: the value is of the operand's family and stands in this order to it."""
         family, item = _family(operand)
         if family == "unstorable":  # it has a place in the order all the same
-            return f"COALESCE(jsonb_typeof({value}) = 'string', FALSE)", False
+            return "TRUE", False
         if family not in _EXPRESSIONS:
             return "FALSE", True
         expression, kind = _EXPRESSIONS[family]
@@ -312,7 +317,8 @@ _EXPRESSIONS = {
 def _family(operand: Any) -> tuple[str, Any]:
     """Return the family of types within which an operand compares, and its SQL value.
 
-    The families are those of ``ragopt.filters``. ``none`` equals nothing that can be stored.
+    The families are those of ``ragopt.filters``. What is ``unstorable`` equals no stored value
+    but is ordered among them; ``none`` is neither.
     """
     if operand is None:
         return "null", None
@@ -329,8 +335,8 @@ def _family(operand: Any) -> tuple[str, Any]:
     if isinstance(operand, datetime) or type(operand) is date:
         try:
             return next(iter(_tag_date(operand).items()))
-        except OverflowError:  # an instant before the year 1 or after 9999, which is not stored
-            return "none", None
+        except OverflowError:  # an instant before the year 1 or after 9999
+            return "unstorable", None
     if type(operand) is str:
         return ("text", operand) if _is_storable(operand) else ("unstorable", None)
     return "none", None
