@@ -1,0 +1,1 @@
+"""ragopt against the raw drivers and against other packages, in one run."""

@@ -1,0 +1,103 @@
+"""Run the benchmarks: ``python -m benchmarks [row ...] [--json FILE] [--repeat N]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.harness import Result, measure, results, table
+
+_ROWS = {
+    "embeddings": "256 cached embeddings of 1024 dimensions, in memory and on disk",
+    "faiss-add": "adding 20,000 vectors to a flat FAISS index",
+    "faiss-search": "searching it, k=10",
+    "llm-cache": "an exact answer of 2 KB from the cache",
+}
+_PACKAGES = (
+    "ragopt",
+    "numpy",
+    "faiss-cpu",
+    "langchain-core",
+    "langchain-classic",
+    "langchain-community",
+    "llama-index-core",
+    "llama-index-vector-stores-faiss",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the rows that were asked for and print one table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Compare ragopt with the raw drivers and with other packages, in turns.",
+        epilog="rows: " + "; ".join(f"{name}: {what}" for name, what in _ROWS.items()),
+    )
+    parser.add_argument("rows", nargs="*", metavar="row", help="all of them if none is named")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to a file")
+    parser.add_argument("--repeat", type=int, default=21, metavar="N", help="rounds (21)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.rows) - _ROWS.keys()
+    if unknown or options.repeat < 1:
+        parser.error(f"choose rows from {', '.join(_ROWS)}, and one round or more")
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS: one thread is steadier
+    environment = _environment()
+    measured: list[Result] = []
+    for name in options.rows or _ROWS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            module = import_module(f"benchmarks.{name.replace('-', '_')}")
+        except ModuleNotFoundError as error:
+            print(f"{error.name} is not installed; run `make bench`.", file=sys.stderr)
+            return 2
+        warnings.simplefilter("ignore")  # the peers' own, about what they deprecate
+        with tempfile.TemporaryDirectory() as folder, module.rows(Path(folder)) as rows:
+            for row in rows:
+                measured += results(row, measure(row, options.repeat))
+
+    after = _load()
+    before = environment["load_before"]
+    print(f"{environment['machine']}, load {before} before and {after} after")
+    print(f"{options.repeat} rounds; a time is the median round (and the best)\n")
+    print(table(measured))
+    if options.json:
+        report = {
+            "environment": environment,
+            "load_after": after,
+            "rounds": options.repeat,
+            "lines": [each.as_json() for each in measured],
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _environment() -> dict[str, object]:
+    packages: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "machine": f"Python {platform.python_version()}, {platform.machine()}, "
+        f"{os.cpu_count()} CPUs",
+        "packages": packages,
+        "load_before": _load(),
+    }
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
