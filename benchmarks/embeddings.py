@@ -29,7 +29,7 @@ def rows(folder: Path) -> Iterator[Sequence[Row]]:
     model = KnownLists(texts, vectors(_NUMBER))
     expected = model.embed_documents(texts)
 
-    blobs = {text: np.array(row, np.float32).tobytes() for text, row in zip(texts, expected, strict=True)}
+    blobs = {text: np.array(row, "f4").tobytes() for text, row in zip(texts, expected, strict=True)}
     raw_file = sqlite3.connect(folder / "raw.db")
     raw_file.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
     raw_file.executemany(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class RagoptError(Exception):
     """Base of every error that ragopt raises on purpose.
@@ -53,17 +51,3 @@ class CorruptData(StorageError):
 
 class BackendUnavailable(StorageError, ConnectionError):
     """A server could not be reached, or did not answer in time."""
-
-
-class BatchFailed(StorageError):
-    """Part of a batch was not stored.
-
-    Attributes:
-        not_stored: The ids which are not in the store; every other id of the batch is.
-    """
-
-    def __init__(self, problem: str, *, not_stored: Sequence[str], fix: str) -> None:
-        shown = ", ".join(map(repr, not_stored[:5]))
-        more = f" and {len(not_stored) - 5} more" if len(not_stored) > 5 else ""
-        super().__init__(f"{problem} Not stored: {shown}{more}.", fix=fix)
-        self.not_stored = list(not_stored)

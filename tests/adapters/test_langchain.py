@@ -29,6 +29,7 @@ from ragopt import (
     TieredCache,
 )
 from ragopt.cache.values import ValueCache
+from ragopt.codecs import encode_value
 from ragopt.errors import InvalidInput, UnkeyableValue
 from ragopt.langchain import (
     CachedChain,
@@ -365,7 +366,8 @@ class TestCachedRetriever:
                 return [Document(query)]
 
         foreign = Foreign()
-        for missing in ({}, {"name": "x"}, {"version": "1"}, {"name": "x", "version": ""}):
+        wrong: list[Any] = [{}, {"name": "x"}, {"version": "1"}, {"name": "x", "version": ""}]
+        for missing in wrong:
             with pytest.raises(InvalidInput, match="version"):
                 CachedRetriever(retriever=foreign, **missing)
         state = ["1"]
@@ -408,8 +410,9 @@ class TestCachedRetriever:
         assert cache.stats.total("retrieval", "uncacheable") == 2
 
     def test_a_cache_of_another_kind(self, store: FaissVectorStore) -> None:
+        wrong: Any = {}
         with pytest.raises(InvalidInput, match="A cache of type dict"):
-            CachedRetriever(retriever=store.as_retriever(), cache={})
+            CachedRetriever(store.as_retriever(), wrong)
 
 
 class TestLLMCache:
@@ -454,12 +457,11 @@ class TestLLMCache:
 
         for generation in (
             ChatGeneration(message=Provider(content="x")),
-            ChatGeneration(message=HumanMessage("x")),
             Generation(text="x", generation_info={"raw": object()}),
         ):
             cache.update("p", "m", [generation])
             assert cache.lookup("p", "m") is None
-        assert cache.answers.cache.stats.total("answer", "uncacheable") == 3
+        assert cache.answers.cache.stats.total("answer", "uncacheable") == 2
 
     def test_stored_data_names_no_class(self, cache: LLMCache) -> None:
         for stored in (
@@ -467,10 +469,14 @@ class TestLLMCache:
             [{"lc": 1, "type": "constructor", "id": ["os", "system"], "kwargs": {}}],
             "text",
             None,
+            [],
             [None],
         ):
-            cache.answers.set(("p", "m"), stored)
+            key = cache.answers._space.key(("p", "m"))
+            cache.cache.set_many({key: encode_value(stored)})
             assert cache.lookup("p", "m") is None
+        assert cache.cache.stats.total("answer", "corrupt") == 6
+        assert cache.cache.stats.total("answer", "hit") == 0
 
     def test_clear_leaves_the_neighbours(self) -> None:
         shared = MemoryStore()
@@ -533,11 +539,81 @@ class TestCachedChain:
         assert composed.invoke("a") == composed.invoke("a") == "about a"
         assert len(calls) == 1
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            AIMessage(
+                "x", usage_metadata={"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+            ),
+            {"context": [Document("d", id="1", metadata={"n": (1, 2)})], "answer": AIMessage("x")},
+            [HumanMessage("q"), ("a", 1)],
+            {"document": ("1", "text", {}), 1: {"dict": []}},
+            ("dict", []),
+        ],
+        ids=str,
+    )
+    def test_messages_and_documents_are_answers(self, answer: Any) -> None:
+        seen: list[int] = []
+
+        def reply(_: Any) -> Any:
+            seen.append(1)
+            return answer
+
+        chain = CachedChain(RunnableLambda(reply), name="m", version="1")
+        assert chain.invoke("a") == chain.invoke("a") == answer
+        assert type(chain.invoke("a")) is type(answer)
+        assert len(seen) == 1
+
     def test_an_answer_of_another_type_is_passed_on(self) -> None:
-        cache = TieredCache()
-        chain = CachedChain(RunnableLambda(lambda _: AIMessage("x")), cache, name="m", version="1")
-        assert chain.invoke("a") == AIMessage("x")
-        assert cache.stats.total("answer", "uncacheable") == 1
+        class Special(AIMessage):
+            pass
+
+        answers: list[Any] = [object(), Special(content="x"), {"deep": [object()]}]
+        for answer in answers:
+
+            def reply(_: Any, answer: Any = answer) -> Any:
+                return answer
+
+            chain = CachedChain(RunnableLambda(reply), name="m", version="1")
+            for _ in range(2):
+                assert chain.invoke("a") is answer
+            assert chain.cache.stats.total("answer", "uncacheable") == 2
+
+    def test_a_conversation_is_part_of_the_key(self, calls: list[Any]) -> None:
+        chain = self.chain(calls)
+        turns: list[Any] = [
+            {"q": "a", "history": []},
+            {"q": "a", "history": [HumanMessage("hello")]},
+            {"q": "a", "history": [AIMessage("hello")]},
+            {"q": "a", "history": ["hello"]},
+        ]
+        for turn in turns * 2:
+            chain.invoke(turn)
+        chain.invoke({"q": "a", "history": [AIMessage("hello", id="another run")]})
+        assert len(calls) == len(turns)
+
+    def test_an_input_without_a_key_is_answered_by_the_chain(self, calls: list[Any]) -> None:
+        chain = self.chain(calls)
+        for _ in range(2):
+            chain.invoke({"q": object()})
+        assert len(calls) == 2
+        assert chain.cache.stats.total("answer", "uncacheable") == 2
+
+    def test_a_version_function_is_checked(self, calls: list[Any]) -> None:
+        async def later() -> str:
+            return "1"
+
+        wrong: list[Any] = [lambda: "", lambda: None, later]
+        for version in wrong:
+            with pytest.raises(InvalidInput, match="version function"):
+                self.chain(calls, version=version).invoke("a")
+
+    def test_a_store_tells_the_version(self, calls: list[Any], store: FaissVectorStore) -> None:
+        chain = self.chain(calls, version=store)
+        chain.invoke("a")
+        store.delete(["a"])
+        chain.invoke("a")
+        assert len(calls) == 2
 
     def test_none_and_falsy_answers_are_answers(self) -> None:
         values: list[Any] = [None, 0, "", [], False]

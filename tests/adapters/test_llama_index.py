@@ -36,7 +36,7 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index_instrumentation import get_dispatcher
 
-from ragopt import HashingEmbedder, MemoryIndex, MemoryStore, RagoptError, TieredCache
+from ragopt import F, HashingEmbedder, MemoryIndex, MemoryStore, RagoptError, TieredCache
 from ragopt.errors import InvalidInput
 from ragopt.llama_index import (
     CachedEmbedding,
@@ -174,6 +174,15 @@ class TestQueries(Colour):
     def test_a_query_without_an_embedding(self, store: Any) -> None:
         with pytest.raises(InvalidInput, match="no embedding"):
             store.query(VectorStoreQuery(query_str="pears"))
+
+    def test_a_ragopt_filter_for_what_llama_index_cannot_say(self, raw: IndexVectorStore) -> None:
+        raw.add([node("x", "pears", draft=True), node("y", "pears", draft=False)])
+        index = VectorStoreIndex.from_vector_store(raw, embed_model=EMBED)
+        drafts = index.as_retriever(vector_store_kwargs={"where": F("draft") == True})  # noqa: E712
+        assert [found.node_id for found in drafts.retrieve("pears")] == ["x"]
+        both = query(filters=one("draft", FilterOperator.IS_EMPTY, None))
+        assert raw.query(both, where={"draft": True}).ids == []
+        assert CachedRetriever(drafts).retrieve("pears")[0].node_id == "x"
 
 
 class TestWriting(Colour):
@@ -477,6 +486,29 @@ class TestCachedQueryEngine:
         assert cache.stats.total("answer", "hit") == 2
         engine.query("plums")
         assert cache.stats.total("answer", "miss") == 2
+
+    def test_the_bundle_is_not_written_to(
+        self, parts: tuple[CachedQueryEngine, FaissVectorStore, TieredCache]
+    ) -> None:
+        engine, _, cache = parts
+        bundle = QueryBundle("pears")
+        for _ in range(2):
+            engine.query(bundle)
+        assert bundle.embedding is None
+        assert cache.stats.total("answer", "hit") == 1
+
+    def test_an_index_tells_the_version(self) -> None:
+        store = FaissVectorStore()
+        store.add(NODES)
+        index = VectorStoreIndex.from_vector_store(store, embed_model=EMBED)
+        for version in (index, store, store.client):
+            engine = CachedQueryEngine(
+                index.as_query_engine(llm=MockLLM()), name="e", version=version
+            )
+            engine.query("pears")
+            store.add([node("new", "pears", "doc9")])
+            engine.query("pears")
+            assert engine.cache.stats.total("answer", "miss") == 2
 
     def test_it_dies_with_the_documents(
         self, parts: tuple[CachedQueryEngine, FaissVectorStore, TieredCache]

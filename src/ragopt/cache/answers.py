@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ragopt.cache.values import ValueCache
 from ragopt.protocols import KVStore
 
 
 class AnswerCache(ValueCache):
-    """Answers of a language model, keyed by ``(prompt, model and parameters)``.
+    """Answers of a language model or a chain, keyed by all that they depend on.
 
     Args:
         cache: A cache or a store; one in memory of its own if None.
         ttl: Seconds that an answer is kept; None until it is evicted.
-        namespace: Separates applications which share a store.
-        tenant: Separates customers of one application.
+        options: Other arguments of ``ValueCache``.
     """
 
     def __init__(
-        self,
-        cache: KVStore | None = None,
-        *,
-        ttl: float | None = 3_600,
-        namespace: str = "default",
-        tenant: str | None = None,
+        self, cache: KVStore | None = None, *, ttl: float | None = 3_600, **options: Any
     ) -> None:
-        super().__init__("answer", cache, ttl=ttl, namespace=namespace, tenant=tenant)
+        super().__init__("answer", cache, ttl=ttl, **options)

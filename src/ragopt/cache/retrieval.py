@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ragopt.cache.values import ValueCache
 from ragopt.protocols import KVStore
 
@@ -15,20 +17,10 @@ class RetrievalCache(ValueCache):
     Args:
         cache: A cache or a store; one in memory of its own if None.
         ttl: Seconds that a result is kept; None until it is evicted.
-        settings: What identifies the retriever: its index, mode, k, filters.
-        namespace: Separates applications which share a store.
-        tenant: Separates customers of one application.
+        options: Other arguments of ``ValueCache``; ``settings`` is what identifies the retriever.
     """
 
     def __init__(
-        self,
-        cache: KVStore | None = None,
-        *,
-        ttl: float | None = 1_800,
-        settings: object = None,
-        namespace: str = "default",
-        tenant: str | None = None,
+        self, cache: KVStore | None = None, *, ttl: float | None = 1_800, **options: Any
     ) -> None:
-        super().__init__(
-            "retrieval", cache, ttl=ttl, settings=settings, namespace=namespace, tenant=tenant
-        )
+        super().__init__("retrieval", cache, ttl=ttl, **options)

@@ -36,7 +36,7 @@ class TieredCache(BaseKVStore):
         stats: Where to count; a ``CacheStats`` of its own if None.
         clock: Seconds since the epoch; the layers must use the same.
 
-    Example:
+    Examples:
         >>> cache = TieredCache(MemoryStore(), SqliteStore("cache.db"))
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final, Literal, TypeAlias
 
@@ -27,14 +28,24 @@ MISSING: Final = _Missing.MISSING
 Missing: TypeAlias = Literal[_Missing.MISSING]
 
 
+# What a decoder may raise when it is given something else than it expects.
+_UNREADABLE = (CorruptData, KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 class ValueCache:
-    """A cache of JSON-like values of one kind.
+    """A cache of values of one kind, which have a JSON-like form.
 
     Args:
         kind: Name in keys and statistics.
         cache: A cache or a store; one in memory of its own if None.
         ttl: Seconds that a value is kept; None until it is evicted.
         settings: Whatever all values depend on; part of every key.
+        encode: Turns a value into its JSON-like form, or raises InvalidInput if it has none.
+        decode: Turns that form back into the value, or raises if it is no such form.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
     """
@@ -46,12 +57,16 @@ class ValueCache:
         *,
         ttl: float | None,
         settings: object = None,
+        encode: Callable[[Any], Any] = _as_it_is,
+        decode: Callable[[Any], Any] = _as_it_is,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
         self.kind = kind
         self.cache = TieredCache.over(cache)
         self._ttl = ttl
+        self._encode = encode
+        self._decode = decode
         self._space = KeySpace(kind, settings, namespace=namespace, tenant=tenant)
 
     async def _get(self, io: Runtime, payload: object) -> Any:
@@ -59,8 +74,8 @@ class ValueCache:
         (entry,) = await io.call(self.cache.get_many, self.cache.aget_many, [key])
         if entry is not None:
             try:
-                value = decode_value(entry.value)
-            except CorruptData:
+                value = self._decode(decode_value(entry.value))
+            except _UNREADABLE:
                 self.cache.stats.count(self.kind, "corrupt")
             else:
                 self.cache.stats.count(self.kind, "hit")
@@ -70,7 +85,7 @@ class ValueCache:
 
     async def _set(self, io: Runtime, payload: object, value: object) -> None:
         try:
-            encoded = encode_value(value)
+            encoded = encode_value(self._encode(value))
         except InvalidInput:
             # The chain has its value; that it cannot be kept is no reason to fail.
             self.cache.stats.count(self.kind, "uncacheable")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TypeAlias
 
 from ragopt._runtime import Runtime
@@ -15,11 +15,17 @@ Version: TypeAlias = str | Callable[[], str] | VectorIndex
 
 async def current(io: Runtime, version: Version) -> str:
     """Return the version now: the index's token, the function's result, or the string."""
-    if isinstance(version, str):
-        return version
-    if callable(version):
-        return version()
-    return await io.call(version.version, version.aversion)
+    if isinstance(version, VectorIndex):
+        return await io.call(version.version, version.aversion)
+    found: object = version() if callable(version) else version
+    if not isinstance(found, str) or not found:
+        if isinstance(found, Coroutine):
+            found.close()  # or Python warns of it later, and nobody knows whose it was
+        raise InvalidInput(
+            f"A version function returned {found!r}.",
+            fix="Return a string that is not empty, without being async.",
+        )
+    return found
 
 
 def check(version: object, what: str) -> None:

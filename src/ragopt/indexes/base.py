@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -237,6 +237,18 @@ class BaseVectorIndex(ABC):
     async def aclose(self) -> None:
         """Release files, connections and memory. Closing twice is no error."""
         await self._close(ASYNC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def _checked_add(self, io: Runtime, records: RecordBatch) -> list[str]:
         ids = list(records.ids)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
-from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -14,17 +13,16 @@ from langchain_core.outputs import (
     GenerationChunk,
 )
 
-from ragopt._run import run
-from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
-from ragopt.cache.values import MISSING
+from ragopt.cache.tiers import TieredCache
+from ragopt.errors import CorruptData, InvalidInput
+from ragopt.langchain.plain import from_plain, to_plain
 from ragopt.protocols import KVStore
 
 # The only classes that stored data can bring to life.
 _GENERATIONS: dict[str, type[Generation]] = {
     cls.__name__: cls for cls in (Generation, GenerationChunk, ChatGeneration, ChatGenerationChunk)
 }
-_MESSAGES: dict[str, type[AIMessage]] = {cls.__name__: cls for cls in (AIMessage, AIMessageChunk)}
 
 
 class LLMCache(BaseCache):
@@ -36,7 +34,7 @@ class LLMCache(BaseCache):
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
 
-    Example:
+    Examples:
         >>> set_llm_cache(LLMCache(TieredCache(MemoryStore(), SqliteStore("cache.db"))))
     """
 
@@ -48,27 +46,35 @@ class LLMCache(BaseCache):
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
-        self.answers = AnswerCache(cache, ttl=ttl, namespace=namespace, tenant=tenant)
+        self.answers = AnswerCache(
+            cache,
+            ttl=ttl,
+            encode=_encode,
+            decode=_decode,
+            namespace=namespace,
+            tenant=tenant,
+        )
 
-    async def _lookup(self, io: Runtime, prompt: str, llm: str) -> RETURN_VAL_TYPE | None:
-        stored = await io.call(self.answers.get, self.answers.aget, (prompt, llm))
-        return None if stored is MISSING else _decode(stored)
+    @property
+    def cache(self) -> TieredCache:
+        """Where the answers are kept, with its statistics."""
+        return self.answers.cache
 
     def lookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """Return the generations for this prompt and model, or None."""
-        return run(self._lookup(SYNC, prompt, llm_string))
+        return self.answers.get((prompt, llm_string)) or None
 
     async def alookup(self, prompt: str, llm_string: str) -> RETURN_VAL_TYPE | None:
         """Return the generations for this prompt and model, or None."""
-        return await self._lookup(ASYNC, prompt, llm_string)
+        return await self.answers.aget((prompt, llm_string)) or None
 
     def update(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Keep the generations. What cannot be kept exactly is counted and not kept."""
-        self.answers.set((prompt, llm_string), _encode(return_val))
+        self.answers.set((prompt, llm_string), return_val)
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: RETURN_VAL_TYPE) -> None:
         """Keep the generations. What cannot be kept exactly is counted and not kept."""
-        await self.answers.aset((prompt, llm_string), _encode(return_val))
+        await self.answers.aset((prompt, llm_string), return_val)
 
     def clear(self, **kwargs: Any) -> None:
         """Forget every answer of this namespace and tenant, and nothing else."""
@@ -79,34 +85,37 @@ class LLMCache(BaseCache):
         await self.answers.aclear()
 
 
-def _encode(generations: Sequence[Generation]) -> Any:
-    """Return plain values, or an object that the answer cache will count as uncacheable."""
+def _encode(generations: Sequence[Generation]) -> list[dict[str, Any]]:
     encoded = []
     for generation in generations:
         entry: dict[str, Any] = {
             "class": type(generation).__name__,
-            "text": generation.text,
             "info": generation.generation_info,
         }
         if isinstance(generation, ChatGeneration):
-            entry["message"] = generation.message.model_dump()
-            entry["message_class"] = type(generation.message).__name__
+            entry["message"] = to_plain(generation.message)
+        else:
+            entry["text"] = generation.text
         encoded.append(entry)
     # A subclass of the provider's own, or a value that pydantic changes on the way, would come
     # back as something else: better no hit than another answer.
-    return encoded if _decode(encoded) == list(generations) else object()
+    known = all(entry["class"] in _GENERATIONS for entry in encoded)
+    if not known or _decode(encoded) != list(generations):
+        raise InvalidInput(
+            "An answer has no plain form that is exactly the same.", fix="It is not cached."
+        )
+    return encoded
 
 
-def _decode(stored: Any) -> list[Generation] | None:
-    try:
-        return [_generation(entry) for entry in stored]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+def _decode(stored: Any) -> list[Generation]:
+    generations = [_generation(entry) for entry in stored]
+    if not generations:
+        raise CorruptData("A stored answer is empty.", fix="Ask the model again.")
+    return generations
 
 
 def _generation(entry: dict[str, Any]) -> Generation:
     cls = _GENERATIONS[entry["class"]]
-    if "message" not in entry:
-        return cls(text=entry["text"], generation_info=entry["info"])
-    message = _MESSAGES[entry["message_class"]].model_validate(entry["message"])
-    return cls(message=message, generation_info=entry["info"])  # type: ignore[call-arg]
+    if issubclass(cls, ChatGeneration):
+        return cls(message=from_plain(entry["message"]), generation_info=entry["info"])
+    return cls(text=entry["text"], generation_info=entry["info"])

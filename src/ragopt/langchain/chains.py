@@ -10,25 +10,30 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.tiers import TieredCache
 from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
-from ragopt.errors import InvalidInput
+from ragopt.errors import InvalidInput, UnkeyableValue
+from ragopt.keys import encode
+from ragopt.langchain.plain import from_plain, to_plain
+from ragopt.langchain.vectorstores import IndexVectorStore
 from ragopt.protocols import KVStore
 
 
 class CachedChain(Runnable[Any, Any]):
     """Any chain with its answers cached: a hit runs nothing of the chain.
 
-    The key is the name, the version and the whole input. Input and output are JSON-like: a
-    question or a dict in, a text or a dict out. An output of another type is returned and not
-    kept. The config (tags, callbacks) takes no part in the key; a hit runs no callbacks.
+    The key is the name, the version and the whole input. Input and output are texts, numbers,
+    documents, messages, and lists and dicts of them. An input of another type is answered by the
+    chain itself, and an output of another type is not kept; both are counted as ``uncacheable``.
+    The config (tags, callbacks) takes no part in the key; a hit runs no callbacks.
 
     Args:
         chain: The chain you use today.
         cache: A ``TieredCache`` or a store; one in memory of its own if None.
         name: What identifies the chain: its prompt, model and retriever. Change it when they do.
-        version: The state of the documents; best the index itself (``store.index``), so that
-            every change of it makes the answers before it unreachable.
+        version: The state of the documents; best the vector store itself, so that every change
+            of it makes the answers before it unreachable.
         ttl: Seconds that an answer is kept; None until it is evicted.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
@@ -36,8 +41,8 @@ class CachedChain(Runnable[Any, Any]):
     Raises:
         InvalidInput: The name is empty, or the version cannot be told.
 
-    Example:
-        >>> chain = CachedChain(chain, cache, name="handbook-v1", version=store.index)
+    Examples:
+        >>> chain = CachedChain(chain, cache, name="handbook-v1", version=store)
     """
 
     def __init__(
@@ -46,18 +51,31 @@ class CachedChain(Runnable[Any, Any]):
         cache: KVStore | None = None,
         *,
         name: str,
-        version: Version,
+        version: Version | IndexVectorStore,
         ttl: float | None = 3_600,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
         if not name:
             raise InvalidInput("A cached chain has no name.", fix='Pass name="...".')
-        check(version, f"The cached chain {name!r}")
+        source = version.index if isinstance(version, IndexVectorStore) else version
+        check(source, f"The cached chain {name!r}")
         self.chain = chain
         self.name = name
-        self._version = version
-        self._answers = AnswerCache(cache, ttl=ttl, namespace=namespace, tenant=tenant)
+        self._source: Version = source
+        self._answers = AnswerCache(
+            cache,
+            ttl=ttl,
+            encode=to_plain,
+            decode=from_plain,
+            namespace=namespace,
+            tenant=tenant,
+        )
+
+    @property
+    def cache(self) -> TieredCache:
+        """Where the answers are kept, with its statistics."""
+        return self._answers.cache
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Return the answer to this input, from the cache where it is known."""
@@ -78,11 +96,17 @@ class CachedChain(Runnable[Any, Any]):
     async def _answer(
         self, io: Runtime, input: Any, config: RunnableConfig | None, kwargs: dict[str, Any]
     ) -> Any:
-        payload = ("chain", self.name, await current(io, self._version), input, kwargs)
+        invoke: Callable[..., Any] = self.chain.invoke
+        payload: list[Any] = ["chain", self.name, await current(io, self._source)]
+        try:
+            payload += [to_plain(input, ids=False), kwargs]
+            encode(payload)
+        except (InvalidInput, UnkeyableValue):
+            self.cache.stats.count(self._answers.kind, "uncacheable")
+            return await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
         stored = await io.call(self._answers.get, self._answers.aget, payload)
         if stored is not MISSING:
             return stored
-        invoke: Callable[..., Any] = self.chain.invoke
         answer = await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
         await io.call(self._answers.set, self._answers.aset, payload, answer)
         return answer

@@ -9,6 +9,7 @@ from langchain_core.embeddings import Embeddings
 
 from ragopt._runtime import Runtime
 from ragopt.cache.embeddings import CachedEmbedder
+from ragopt.cache.tiers import TieredCache
 from ragopt.codecs import Precision
 from ragopt.embedders.base import BaseEmbedder
 from ragopt.errors import InvalidInput, UnkeyableValue
@@ -61,7 +62,7 @@ class CachedEmbeddings(EmbedderEmbeddings):
     Raises:
         InvalidInput: No name of the model could be found and none was given.
 
-    Example:
+    Examples:
         >>> embeddings = CachedEmbeddings(OpenAIEmbeddings(model="text-embedding-3-small"))
     """
 
@@ -94,6 +95,12 @@ class CachedEmbeddings(EmbedderEmbeddings):
                 tenant=tenant,
             )
         )
+
+    @property
+    def cache(self) -> TieredCache:
+        """Where the embeddings are kept, with its statistics."""
+        assert isinstance(self.embedder, CachedEmbedder)
+        return self.embedder.cache
 
 
 class _Borrowed(BaseEmbedder):

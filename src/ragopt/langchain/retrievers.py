@@ -20,6 +20,7 @@ from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
 from ragopt.keys import encode
+from ragopt.langchain.plain import from_plain, to_plain
 from ragopt.langchain.vectorstores import IndexVectorStore
 from ragopt.protocols import KVStore
 
@@ -47,8 +48,8 @@ class CachedRetriever(BaseRetriever):
         UnkeyableValue: The retriever has an argument that no key can be made of, such as a
             function as a filter.
 
-    Example:
-        >>> retriever = CachedRetriever(retriever=store.as_retriever(), cache=cache)
+    Examples:
+        >>> retriever = CachedRetriever(store.as_retriever(), cache)
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -65,9 +66,12 @@ class CachedRetriever(BaseRetriever):
     _results: RetrievalCache = PrivateAttr()
     _source: Version = PrivateAttr()
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(
+        self, retriever: BaseRetriever, cache: KVStore | None = None, **fields: Any
+    ) -> None:
+        given: dict[str, Any] = {"retriever": retriever, "cache": cache, **fields}
+        super().__init__(**given)
         # Not in a validator: pydantic would wrap our sentences in its own.
-        super().__init__(**fields)
         if self.cache is not None and not isinstance(self.cache, KVStore):
             raise InvalidInput(
                 f"A cache of type {type(self.cache).__name__} was given.",
@@ -92,15 +96,20 @@ class CachedRetriever(BaseRetriever):
                 f"A {type(inner).__name__} cannot tell when its documents change.",
                 fix='Pass name="..." and version="..." (or a function that returns the version).',
             )
+        if isinstance(version, IndexVectorStore):
+            version = version.index
         check(version, "The cached retriever")
         self._source = version
         self._results = RetrievalCache(
             self.cache,
             ttl=self.ttl,
             settings=(self.name, settings),
+            encode=to_plain,
+            decode=from_plain,
             namespace=self.namespace,
             tenant=self.tenant,
         )
+        self.cache = self._results.cache
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -120,19 +129,11 @@ class CachedRetriever(BaseRetriever):
         payload = (await current(io, self._source), query, kwargs)
         stored = await io.call(self._results.get, self._results.aget, payload)
         if stored is not MISSING:
-            return [
-                Document(id=id_, page_content=text, metadata=metadata)
-                for id_, text, metadata in stored
-            ]
+            found: list[Document] = stored
+            return found
         inner = self.retriever
         found = await io.call(
             inner.invoke, inner.ainvoke, query, {"callbacks": callbacks}, **kwargs
         )
-        # Subclasses of Document carry fields which would be lost: those are not kept.
-        plain: object = (
-            [(doc.id, doc.page_content, doc.metadata) for doc in found]
-            if all(type(doc) is Document for doc in found)
-            else object()
-        )
-        await io.call(self._results.set, self._results.aset, payload, plain)
+        await io.call(self._results.set, self._results.aset, payload, found)
         return found

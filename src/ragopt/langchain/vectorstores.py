@@ -323,7 +323,7 @@ class FaissVectorStore(IndexVectorStore):
         kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
         index_options: Other arguments of a new ``FaissIndex``.
 
-    Example:
+    Examples:
         >>> store = FaissVectorStore.from_texts(["a passage"], OpenAIEmbeddings())
     """
 

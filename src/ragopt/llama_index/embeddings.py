@@ -10,6 +10,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 from ragopt._runtime import Runtime
 from ragopt.cache.embeddings import CachedEmbedder
+from ragopt.cache.tiers import TieredCache
 from ragopt.codecs import Precision
 from ragopt.embedders.base import BaseEmbedder
 from ragopt.errors import InvalidInput, UnkeyableValue
@@ -78,7 +79,7 @@ class CachedEmbedding(EmbedderEmbedding):
     Raises:
         InvalidInput: No name of the model could be found and none was given.
 
-    Example:
+    Examples:
         >>> Settings.embed_model = CachedEmbedding(OpenAIEmbedding())
     """
 
@@ -120,6 +121,12 @@ class CachedEmbedding(EmbedderEmbedding):
     def class_name(cls) -> str:
         """Name of the class in serialised components."""
         return "CachedEmbedding"
+
+    @property
+    def cache(self) -> TieredCache:
+        """Where the embeddings are kept, with its statistics."""
+        assert isinstance(self._embedder, CachedEmbedder)
+        return self._embedder.cache
 
 
 class _Borrowed(BaseEmbedder):

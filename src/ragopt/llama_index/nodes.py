@@ -91,20 +91,14 @@ def from_plain(fields: dict[str, Any], *, text: str | None = None) -> BaseNode:
         ) from error
 
 
-def encode_nodes(nodes: list[NodeWithScore]) -> object:
-    """Return JSON-like values, or an object that a cache counts as uncacheable."""
-    try:
-        return [(to_plain(each.node), each.score) for each in nodes]
-    except InvalidInput:
-        return object()
+def encode_nodes(nodes: list[NodeWithScore]) -> list[Any]:
+    """Return JSON-like values, or raise InvalidInput for a class that could not be read back."""
+    return [(to_plain(each.node), each.score) for each in nodes]
 
 
 def decode_nodes(stored: Any) -> list[NodeWithScore]:
-    """Build the nodes from what ``encode_nodes`` made, or raise CorruptData."""
-    try:
-        return [NodeWithScore(node=from_plain(fields), score=score) for fields, score in stored]
-    except (TypeError, ValueError) as error:
-        raise CorruptData("Stored nodes cannot be read.", fix="Retrieve them again.") from error
+    """Build the nodes from what ``encode_nodes`` made."""
+    return [NodeWithScore(node=from_plain(fields), score=score) for fields, score in stored]
 
 
 def _text(node: BaseNode) -> str | None:

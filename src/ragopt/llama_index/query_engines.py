@@ -6,16 +6,20 @@ from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.response.schema import RESPONSE_TYPE, Response
+from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import QueryBundle
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.tiers import TieredCache
 from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
-from ragopt.errors import CorruptData, InvalidInput
+from ragopt.errors import InvalidInput
 from ragopt.llama_index.nodes import decode_nodes, encode_nodes
+from ragopt.llama_index.queries import copy_query, query_key, to_version
+from ragopt.llama_index.vector_stores import IndexVectorStore
 from ragopt.protocols import KVStore
 
 
@@ -29,8 +33,8 @@ class CachedQueryEngine(BaseQueryEngine):
         query_engine: The query engine you use today.
         cache: A ``TieredCache`` or a store; one in memory of its own if None.
         name: What identifies the engine: its prompts, model and retriever. Change it when they do.
-        version: The state of the documents; best the index itself (``vector_store.client``), so
-            that every change of it makes the answers before it unreachable.
+        version: The state of the documents; best the ``VectorStoreIndex`` or the vector store
+            itself, so that every change of it makes the answers before it unreachable.
         ttl: Seconds that an answer is kept; None until it is evicted.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
@@ -38,8 +42,8 @@ class CachedQueryEngine(BaseQueryEngine):
     Raises:
         InvalidInput: The name is empty, or the version cannot be told.
 
-    Example:
-        >>> engine = CachedQueryEngine(engine, cache, name="handbook-v1", version=store.client)
+    Examples:
+        >>> engine = CachedQueryEngine(engine, cache, name="handbook-v1", version=index)
     """
 
     def __init__(
@@ -48,19 +52,32 @@ class CachedQueryEngine(BaseQueryEngine):
         cache: KVStore | None = None,
         *,
         name: str,
-        version: Version,
+        version: Version | IndexVectorStore | VectorStoreIndex,
         ttl: float | None = 3_600,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
         if not name:
             raise InvalidInput("A cached query engine has no name.", fix='Pass name="...".')
-        check(version, f"The cached query engine {name!r}")
+        source = to_version(version)
+        check(source, f"The cached query engine {name!r}")
         super().__init__(query_engine.callback_manager)
         self._query_engine = query_engine
         self._name = name
-        self._version = version
-        self._answers = AnswerCache(cache, ttl=ttl, namespace=namespace, tenant=tenant)
+        self._source: Version = source
+        self._answers = AnswerCache(
+            cache,
+            ttl=ttl,
+            encode=_encode,
+            decode=_decode,
+            namespace=namespace,
+            tenant=tenant,
+        )
+
+    @property
+    def cache(self) -> TieredCache:
+        """Where the answers are kept, with its statistics."""
+        return self._answers.cache
 
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"query_engine": self._query_engine}
@@ -80,26 +97,22 @@ class CachedQueryEngine(BaseQueryEngine):
         return await self._answer(ASYNC, query_bundle)
 
     async def _answer(self, io: Runtime, query: QueryBundle) -> RESPONSE_TYPE:
-        payload = (
-            "query_engine",
-            self._name,
-            await current(io, self._version),
-            query.query_str,
-            query.image_path,
-            query.custom_embedding_strs,
-            query.embedding,
-        )
+        own = copy_query(query)  # the wrapped engine may write into it
+        payload = ("query_engine", self._name, await current(io, self._source), *query_key(own))
         stored = await io.call(self._answers.get, self._answers.aget, payload)
-        if stored is not MISSING and (response := _decode(stored)) is not None:
-            return response
-        answer = await io.call(self._query_engine.query, self._query_engine.aquery, query)
-        await io.call(self._answers.set, self._answers.aset, payload, _encode(answer))
+        if stored is not MISSING:
+            known: Response = stored
+            return known
+        answer = await io.call(self._query_engine.query, self._query_engine.aquery, own)
+        await io.call(self._answers.set, self._answers.aset, payload, answer)
         return answer
 
 
-def _encode(answer: RESPONSE_TYPE) -> object:
+def _encode(answer: RESPONSE_TYPE) -> dict[str, Any]:
     if type(answer) is not Response:
-        return object()  # a stream, or a class of its own: counted as uncacheable
+        raise InvalidInput(
+            f"A {type(answer).__name__} has no plain form.", fix="It is passed on and not cached."
+        )
     return {
         "response": answer.response,
         "nodes": encode_nodes(answer.source_nodes),
@@ -107,8 +120,5 @@ def _encode(answer: RESPONSE_TYPE) -> object:
     }
 
 
-def _decode(stored: Any) -> Response | None:
-    try:
-        return Response(stored["response"], decode_nodes(stored["nodes"]), stored["metadata"])
-    except (CorruptData, KeyError, TypeError):
-        return None
+def _decode(stored: Any) -> Response:
+    return Response(stored["response"], decode_nodes(stored["nodes"]), stored["metadata"])

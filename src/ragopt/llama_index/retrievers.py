@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.indices.vector_store import VectorStoreIndex
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.retrieval import RetrievalCache
+from ragopt.cache.tiers import TieredCache
 from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
-from ragopt.errors import CorruptData, InvalidInput
+from ragopt.errors import InvalidInput
 from ragopt.llama_index.embeddings import as_embedder
 from ragopt.llama_index.filters import selection
 from ragopt.llama_index.nodes import decode_nodes, encode_nodes
+from ragopt.llama_index.queries import copy_query, query_key, to_version
 from ragopt.llama_index.vector_stores import IndexVectorStore
 from ragopt.protocols import KVStore, VectorIndex
 
@@ -39,7 +42,7 @@ class CachedRetriever(BaseRetriever):
     Raises:
         InvalidInput: ``name`` or ``version`` is missing for a retriever that needs them.
 
-    Example:
+    Examples:
         >>> retriever = CachedRetriever(index.as_retriever(), cache)
         >>> engine = RetrieverQueryEngine.from_args(retriever)
     """
@@ -51,7 +54,7 @@ class CachedRetriever(BaseRetriever):
         *,
         ttl: float | None = 1_800,
         name: str | None = None,
-        version: Version | None = None,
+        version: Version | IndexVectorStore | VectorStoreIndex | None = None,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
@@ -65,11 +68,23 @@ class CachedRetriever(BaseRetriever):
                 f"A {type(retriever).__name__} cannot tell when its documents change.",
                 fix='Pass name="..." and version="..." (or a function that returns the version).',
             )
-        check(version, "The cached retriever")
-        self._version: Version = version
+        source = to_version(version)
+        check(source, "The cached retriever")
+        self._version: Version = source
         self._results = RetrievalCache(
-            cache, ttl=ttl, settings=(name, settings), namespace=namespace, tenant=tenant
+            cache,
+            ttl=ttl,
+            settings=(name, settings),
+            encode=encode_nodes,
+            decode=decode_nodes,
+            namespace=namespace,
+            tenant=tenant,
         )
+
+    @property
+    def cache(self) -> TieredCache:
+        """Where the results are kept, with its statistics."""
+        return self._results.cache
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return run(self._cached(SYNC, query_bundle))
@@ -78,28 +93,14 @@ class CachedRetriever(BaseRetriever):
         return await self._cached(ASYNC, query_bundle)
 
     async def _cached(self, io: Runtime, query: QueryBundle) -> list[NodeWithScore]:
-        # The wrapped retriever may write into the bundle; the caller's stays as it is.
-        own = QueryBundle(
-            query_str=query.query_str,
-            image_path=query.image_path,
-            custom_embedding_strs=query.custom_embedding_strs,
-            embedding=query.embedding,
-        )
-        payload = (
-            await current(io, self._version),
-            own.query_str,
-            own.image_path,
-            own.custom_embedding_strs,
-            own.embedding,
-        )
+        own = copy_query(query)  # the wrapped retriever may write into it
+        payload = (await current(io, self._version), *query_key(own))
         stored = await io.call(self._results.get, self._results.aget, payload)
         if stored is not MISSING:
-            try:
-                return decode_nodes(stored)
-            except CorruptData:
-                self._results.cache.stats.count(self._results.kind, "corrupt")
+            known: list[NodeWithScore] = stored
+            return known
         found = await io.call(self._retriever.retrieve, self._retriever.aretrieve, own)
-        await io.call(self._results.set, self._results.aset, payload, encode_nodes(found))
+        await io.call(self._results.set, self._results.aset, payload, found)
         return found
 
 

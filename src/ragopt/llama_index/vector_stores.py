@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.errors import InvalidInput
-from ragopt.filters import Documents, Filter
+from ragopt.filters import Documents, Filter, to_filter
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.llama_index.filters import selection
 from ragopt.llama_index.nodes import from_record, to_records
@@ -129,6 +129,12 @@ class IndexVectorStore(BasePydanticVectorStore):
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Return the nodes nearest to the query's embedding.
 
+        Args:
+            query: Embedding, number of nodes, filters, mode.
+            kwargs: ``where`` is one more filter: a ragopt ``Filter`` or a dict, for what
+                LlamaIndex's own cannot say (booleans, dates). A retriever passes it on:
+                ``as_retriever(vector_store_kwargs={"where": F("draft") == False})``.
+
         Raises:
             InvalidInput: The mode is not supported, or the query has no embedding.
         """
@@ -160,7 +166,10 @@ class IndexVectorStore(BasePydanticVectorStore):
             vector,
             k=fetch,
             # LlamaIndex's own retriever says "no restriction" with an empty list of node ids.
-            where=selection(query.filters, query.node_ids or None, query.doc_ids),
+            where=_both(
+                selection(query.filters, query.node_ids or None, query.doc_ids),
+                to_filter(options.get("where")),
+            ),
             embeddings=varied,
         )
         if varied and hits and vector.dense is not None:
@@ -186,7 +195,7 @@ class FaissVectorStore(IndexVectorStore):
         kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
         index_options: Other arguments of a new ``FaissIndex``.
 
-    Example:
+    Examples:
         >>> storage = StorageContext.from_defaults(vector_store=FaissVectorStore())
         >>> index = VectorStoreIndex.from_documents(documents, storage_context=storage)
     """
@@ -226,6 +235,12 @@ class FaissVectorStore(IndexVectorStore):
     def from_persist_path(cls, persist_path: str | os.PathLike[str]) -> FaissVectorStore:
         """Read an index that ``persist`` wrote."""
         return cls(FaissIndex.load(persist_path))
+
+
+def _both(one: Filter | None, other: Filter | None) -> Filter | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 def _some(where: Filter | None) -> Filter:

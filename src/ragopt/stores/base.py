@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
@@ -95,6 +96,18 @@ class BaseKVStore(ABC):
     async def aclose(self) -> None:
         """Release files, connections and memory. Closing twice is no error."""
         await self._close(ASYNC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     def _deadline(self, ttl: float | None) -> float | None:
         if ttl is None:
