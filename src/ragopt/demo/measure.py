@@ -24,9 +24,10 @@ from ragopt.protocols import Embedder
 CHUNK = 64
 """Passages that are indexed in one call; the same in every arm, so that the vectors agree too."""
 
-AGAIN = 512
+AGAIN = 256
 """Passages that are indexed a second time."""
 
+_WARM = 32  # passages that the model is warmed up with: a batch of its own
 _LEVEL_SECONDS = 2.0  # after which nobody asks anew at one number of askers
 
 Advance = Callable[[int], None]
@@ -209,7 +210,7 @@ def at_once(levels: Sequence[Level]) -> int:
 
 def warm_up(arm: Arm, model: Embedder, passages: Sequence[Passage]) -> None:
     """Let packages load what they load at their first use, and PyTorch take its own memory."""
-    longest = sorted(passages, key=lambda passage: len(passage.text))[-CHUNK:]
+    longest = sorted(passages, key=lambda passage: len(passage.text))[-_WARM:]
     model.embed([passage.text for passage in longest])
     arm.add(longest[-2:])
     arm.ask("Is everything loaded?")
