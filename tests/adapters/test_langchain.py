@@ -461,7 +461,7 @@ class TestLLMCache:
         ):
             cache.update("p", "m", [generation])
             assert cache.lookup("p", "m") is None
-        assert cache.answers.cache.stats.total("answer", "uncacheable") == 2
+        assert cache.cache.stats.total("llm", "uncacheable") == 2
 
     def test_stored_data_names_no_class(self, cache: LLMCache) -> None:
         for stored in (
@@ -475,8 +475,8 @@ class TestLLMCache:
             key = cache.answers._space.key(("p", "m"))
             cache.cache.set_many({key: encode_value(stored)})
             assert cache.lookup("p", "m") is None
-        assert cache.cache.stats.total("answer", "corrupt") == 6
-        assert cache.cache.stats.total("answer", "hit") == 0
+        assert cache.cache.stats.total("llm", "corrupt") == 6
+        assert cache.cache.stats.total("llm", "hit") == 0
 
     def test_clear_leaves_the_neighbours(self) -> None:
         shared = MemoryStore()

@@ -783,3 +783,16 @@ class TestAServerThatFails:
         await asyncio.sleep(0.1)
         assert await index.acount() == 1
         await index.aclose()
+
+
+async def test_drop_leaves_nothing(postgres_dsn: str, table: str) -> None:
+    index = PgvectorIndex(postgres_dsn, table, index="none")
+    await index.adrop()  # a missing one is no error
+    records = RecordBatch(["a"], ["a"], EmbeddingBatch.of_dense([[1.0, 0.0]]))
+    await index.aadd(records)
+    await index.adrop()
+    other = PgvectorIndex(postgres_dsn, table, 3, metric="l2", index="none")
+    assert await other.acount() == 0  # another shape fits: nothing is known of the old one
+    await other.adrop()
+    await index.aclose()
+    await other.aclose()

@@ -13,11 +13,17 @@ class AnswerCache(ValueCache):
 
     Args:
         cache: A cache or a store; one in memory of its own if None.
+        kind: Name in keys and statistics: ``"answer"`` of a chain, ``"llm"`` of a model alone.
         ttl: Seconds that an answer is kept; None until it is evicted.
         options: Other arguments of ``ValueCache``.
     """
 
     def __init__(
-        self, cache: KVStore | None = None, *, ttl: float | None = 3_600, **options: Any
+        self,
+        cache: KVStore | None = None,
+        *,
+        kind: str = "answer",
+        ttl: float | None = 3_600,
+        **options: Any,
     ) -> None:
-        super().__init__("answer", cache, ttl=ttl, **options)
+        super().__init__(kind, cache, ttl=ttl, **options)

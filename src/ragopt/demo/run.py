@@ -72,7 +72,7 @@ def run(
             if comparisons[-1].reused:
                 display.note(
                     f"{comparisons[-1].reused:,} embeddings of passages came from the cache in "
-                    f"{settings.cache}, so indexing with {framework} is no first time."
+                    f"{settings.cache}: neither indexing nor the first asks are a first time."
                 )
     for comparison in comparisons:
         display.comparison(comparison)
@@ -117,6 +117,7 @@ def check(settings: Settings, json: Path | None, html: Path | None) -> None:
 
         index = PgvectorIndex(settings.postgres, _table())
         index.count()
+        index.drop()
         index.close()
 
 
@@ -140,7 +141,7 @@ def _places(settings: Settings, framework: str) -> Iterator[tuple[Path, str, str
                 if settings.postgres is not None:
                     from ragopt.indexes.pgvector import PgvectorIndex
 
-                    PgvectorIndex(settings.postgres, table).clear()
+                    PgvectorIndex(settings.postgres, table).drop()
 
 
 def _table() -> str:

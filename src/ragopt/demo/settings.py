@@ -45,7 +45,7 @@ class Settings:
 
     corpus: Path | None = None
     questions: Path | None = None
-    passages: int = 1_000
+    passages: int = 2_000
     asks: int = 300
     distinct: int = 150
     zipf: float = 0.8

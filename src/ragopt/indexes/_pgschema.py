@@ -136,6 +136,13 @@ class Schema:
                 fix="Use the embedding model that the table was made with, or name another table.",
             )
 
+    async def drop(self, connection: Any) -> None:
+        """Remove the table and its row, inside a transaction."""
+        if await self._read_meta(connection) is not None:
+            await self.lock(connection)
+            await connection.execute(f"DROP TABLE IF EXISTS {self.table}")
+            await connection.execute(f"DELETE FROM {self.meta} WHERE name = $1", self.name)
+
     async def version(self, connection: Any) -> str:
         """Return the token that every change replaces."""
         return str(

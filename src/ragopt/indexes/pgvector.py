@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ragopt._runtime import Runtime
+from ragopt._run import run
+from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.errors import InvalidInput
 from ragopt.filters import Filter, Ids, Predicate, compile_filter
 from ragopt.indexes._pgjson import Condition, dump_metadata, load_metadata, storable
@@ -112,6 +113,19 @@ class PgvectorIndex(BaseVectorIndex):
             f"PgvectorIndex(table={self._schema.name!r}, dimension={self._dimension}, "
             f"metric={str(self._metric)!r})"
         )
+
+    def drop(self) -> None:
+        """Remove the table and what is kept of it elsewhere. A missing one is no error."""
+        run(self._postgres.run(SYNC, self._drop))
+
+    async def adrop(self) -> None:
+        """Remove the table and what is kept of it elsewhere. A missing one is no error."""
+        await self._postgres.run(ASYNC, self._drop)
+
+    async def _drop(self) -> None:
+        async with self._postgres.connection() as connection, connection.transaction():
+            await self._schema.drop(connection)
+        self._ready = False
 
     async def _version(self, io: Runtime) -> str:
         return await self._postgres.run(io, self._read_version)

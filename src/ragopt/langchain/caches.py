@@ -48,6 +48,7 @@ class LLMCache(BaseCache):
     ) -> None:
         self.answers = AnswerCache(
             cache,
+            kind="llm",
             ttl=ttl,
             encode=_encode,
             decode=_decode,
