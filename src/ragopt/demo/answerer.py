@@ -23,55 +23,11 @@ EXTRACTIVE = (
 _NOTHING = "The documents say nothing about this."
 _BEGINNING = 5  # letters: "yield" and "yields", "copy" and "copying" are the same word here
 _COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "by",
-        "can",
-        "do",
-        "does",
-        "for",
-        "from",
-        "get",
-        "have",
-        "how",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "me",
-        "my",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "their",
-        "them",
-        "they",
-        "this",
-        "to",
-        "was",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "you",
-        "your",
-        "said",
-        "about",
-    ]
+    """
+    a an and are as at be by can do does for from get have how i if in is it its me my of on
+    or that the their them they this to was what when where which who why will with you your
+    said about
+    """.split()  # noqa: SIM905 - quotes would hide the words
 )
 
 
