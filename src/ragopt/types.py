@@ -183,6 +183,12 @@ class EmbeddingBatch:
         if not embeddings:
             return cls()
         first = embeddings[0]
+        if len(embeddings) == 1:
+            return cls(
+                dense=None if first.dense is None else cls.of_dense(first.dense).dense,
+                sparse=None if first.sparse is None else [first.sparse],
+                multi=None if first.multi is None else [first.multi],
+            )
         for row, other in enumerate(embeddings):
             for name in OUTPUTS:
                 if (getattr(first, name) is None) != (getattr(other, name) is None):

@@ -5,9 +5,12 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,6 +196,22 @@ def test_many_processes(open_store: Open, tmp_path: Path) -> None:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert open_store(path).count() == 300
+
+
+def test_many_that_make_the_file_at_once(tmp_path: Path) -> None:
+    for turn in range(20):
+        stores = [SqliteStore(tmp_path / f"{turn}.db", timeout=30) for _ in range(8)]
+        together = threading.Barrier(len(stores))
+
+        def use(number: int, stores: Any = stores, together: Any = together) -> None:
+            together.wait()
+            stores[number].set_many({b"%d" % number: b"1"})
+
+        with ThreadPoolExecutor(len(stores)) as pool:
+            list(pool.map(use, range(len(stores))))
+        assert stores[0].count() == len(stores)
+        for store in stores:
+            store.close()
 
 
 def test_a_forked_child_has_its_own_connection(open_store: Open) -> None:

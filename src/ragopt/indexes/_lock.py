@@ -20,15 +20,19 @@ class ReadWriteLock:
     def read(self) -> Iterator[None]:
         """Hold the lock together with other readers."""
         with self._condition:
-            self._condition.wait_for(lambda: not self._writing and not self._writers_waiting)
+            while self._closed_to_readers():
+                self._condition.wait()
             self._readers += 1
         try:
             yield
         finally:
             with self._condition:
                 self._readers -= 1
-                if not self._readers:
+                if not self._readers and self._writers_waiting:
                     self._condition.notify_all()
+
+    def _closed_to_readers(self) -> bool:
+        return self._writing or self._writers_waiting > 0
 
     @contextmanager
     def write(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Self
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.codecs import encode_value
+from ragopt.codecs import decode_value, encode_value
 from ragopt.errors import DimensionMismatch, InvalidInput
 from ragopt.filters import Filter
 from ragopt.types import Dense, Embedding, EmbeddingBatch, Hit, Metric, Record, RecordBatch
@@ -302,18 +301,14 @@ class BaseVectorIndex(ABC):
                 f"{len(ids)} ids came with {len(vectors)} vectors.", fix="Pass one for each record."
             )
         self._check_dimension(vectors.shape[1], what)
-        # A sum is finite unless a part is not (or it overflows, which the second look tells).
-        with np.errstate(invalid="ignore"):
-            total = vectors.sum(dtype=np.float64)
-        if not np.isfinite(total):
-            finite = np.isfinite(vectors).all(axis=1)
-            if not finite.all():
-                row = int(np.argmin(finite))
-                name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"
-                raise InvalidInput(
-                    f"The vector of {name} holds NaN or infinity. Nothing was changed.",
-                    fix="Check the text and the model; leave the record out or embed it again.",
-                )
+        finite = np.isfinite(vectors)
+        if not finite.all():
+            row = int(np.argmin(finite.all(axis=1)))
+            name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"
+            raise InvalidInput(
+                f"The vector of {name} holds NaN or infinity. Nothing was changed.",
+                fix="Check the text and the model; leave the record out or embed it again.",
+            )
         return vectors
 
     def _check_dimension(self, dimension: int, what: str) -> None:
@@ -386,6 +381,5 @@ def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 fix="Use strings as keys.",
             )
         if type(value) not in _PLAIN:
-            encode_value(value)  # raises for what cannot be stored
-            copy[key] = deepcopy(value)
+            copy[key] = decode_value(encode_value(value))  # raises for what cannot be stored
     return copy

@@ -50,7 +50,8 @@ def to_plain(value: Any, *, ids: bool = True) -> Any:
                 f"A message of type {name} cannot be stored.",
                 fix=f"Use one of: {', '.join(_MESSAGES)}.",
             )
-        return "message", (name, value.model_dump(exclude=None if ids else {"id"}))
+        left_out = None if ids else {"id"}
+        return "message", (name, value.model_dump(exclude=left_out, exclude_defaults=True))
     return "value", value
 
 
@@ -71,7 +72,7 @@ def from_plain(plain: Any) -> Any:
         return Document(id=id_, page_content=text, metadata=metadata)
     if kind == "message":
         name, fields = content
-        return _MESSAGES[name].model_validate(fields)
+        return _MESSAGES[name](**fields)
     if kind == "value":
         return content
     raise CorruptData(f"A stored value is of the unknown kind {kind!r}.", fix="Compute it again.")

@@ -20,7 +20,7 @@ from ragopt.indexes.faiss import FaissIndex
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
-from ragopt.types import Embedding, EmbeddingBatch, Hit, Metric, Record, RecordBatch
+from ragopt.types import EmbeddingBatch, Hit, Metric, Record, RecordBatch
 
 AnyFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None
 Store = TypeVar("Store", bound="IndexVectorStore")
@@ -247,9 +247,11 @@ class IndexVectorStore(VectorStore):
     ) -> list[Hit]:
         where = to_filter(filter)
         vector = await self._vector(io, query)
-        return await io.call(
-            self.index.search, self.index.asearch, vector, k=k, where=where, embeddings=embeddings
+        search: Callable[..., list[list[Hit]]] = self.index.search_batch
+        (hits,) = await io.call(
+            search, self.index.asearch_batch, vector, k=k, where=where, embeddings=embeddings
         )
+        return hits
 
     async def _mmr(
         self,
@@ -260,8 +262,9 @@ class IndexVectorStore(VectorStore):
         lambda_mult: float,
         filter: AnyFilter,
     ) -> list[Document]:
-        vector = (await self._vector(io, query)).dense
-        assert vector is not None
+        batch = await self._vector(io, query)
+        assert batch.dense is not None
+        vector = batch.dense[0]
         hits = await self._search(io, vector.tolist(), max(k, fetch_k), filter, embeddings=True)
         found = [h.embedding.dense for h in hits if h.embedding and h.embedding.dense is not None]
         if not found:
@@ -269,11 +272,11 @@ class IndexVectorStore(VectorStore):
         chosen = mmr(vector, np.stack(found), k=k, lambda_mult=lambda_mult)
         return [_document(hits[position]) for position in chosen]
 
-    async def _vector(self, io: Runtime, query: str | list[float]) -> Embedding:
+    async def _vector(self, io: Runtime, query: str | list[float]) -> EmbeddingBatch:
         if isinstance(query, str):
             embedder = self.embedder
-            return (await io.call(embedder.embed, embedder.aembed, [query], role="query"))[0]
-        return EmbeddingBatch.of_dense(query)[0]
+            return await io.call(embedder.embed, embedder.aembed, [query], role="query")
+        return EmbeddingBatch.of_dense(query)
 
     # -- construction ----------------------------------------------------------------------
 

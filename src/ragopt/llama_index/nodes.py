@@ -73,7 +73,7 @@ def to_plain(node: BaseNode) -> dict[str, Any]:
             f"Nodes of type {type(node).__name__} cannot be stored.",
             fix=f"Use one of: {', '.join(sorted(_CLASSES))}.",
         )
-    fields = node.model_dump(mode="json")
+    fields = node.model_dump(mode="json", exclude_defaults=True)
     # JSON mode would turn dates into strings; records keep metadata as it is.
     return {**fields, "metadata": node.metadata, "class_name": name}
 

@@ -157,12 +157,12 @@ class IndexVectorStore(BasePydanticVectorStore):
             raise InvalidInput(
                 "The query has no embedding.", fix="Give the index an embedding model."
             )
-        vector = EmbeddingBatch.of_dense(query.query_embedding)[0]
+        vector = EmbeddingBatch.of_dense(query.query_embedding)
         k = query.similarity_top_k
         fetch = max(k, int(k * options.get("mmr_prefetch_factor", _MMR_FETCH))) if varied else k
-        hits = await io.call(
-            self._index.search,
-            self._index.asearch,
+        (hits,) = await io.call(
+            self._index.search_batch,
+            self._index.asearch_batch,
             vector,
             k=fetch,
             # LlamaIndex's own retriever says "no restriction" with an empty list of node ids.
@@ -176,7 +176,7 @@ class IndexVectorStore(BasePydanticVectorStore):
             found = [h.embedding.dense for h in hits if h.embedding]
             threshold = 0.5 if query.mmr_threshold is None else query.mmr_threshold
             vectors = np.stack([each for each in found if each is not None])
-            hits = [hits[i] for i in mmr(vector.dense, vectors, k=k, lambda_mult=threshold)]
+            hits = [hits[i] for i in mmr(vector.dense[0], vectors, k=k, lambda_mult=threshold)]
             for hit in hits:
                 hit.embedding = None
         return VectorStoreQueryResult(

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from threading import RLock
 
@@ -59,6 +60,7 @@ class SqliteStore(BaseKVStore):
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
         self._writes = 0
+        self._session = _Session(self)
 
     async def _get_many(self, io: Runtime, keys: Sequence[bytes]) -> list[Entry | None]:
         return await io.cpu(self._read, keys) if keys else []
@@ -85,14 +87,9 @@ class SqliteStore(BaseKVStore):
 
     def _read(self, keys: Sequence[bytes]) -> list[Entry | None]:
         rows: dict[bytes, bytes] = {}
-        with self._session() as connection:
+        with self._session as connection:
             for chunk in _chunks(keys):
-                marks = ",".join("?" * len(chunk))
-                rows.update(
-                    connection.execute(
-                        f"SELECT key, value FROM entry WHERE key IN ({marks})", chunk
-                    )
-                )
+                rows.update(connection.execute(_select(len(chunk)), chunk))
         now = self._clock()
         found: list[Entry | None] = []
         for key in keys:
@@ -107,7 +104,7 @@ class SqliteStore(BaseKVStore):
 
     def _write(self, items: Mapping[bytes, bytes], expires_at: float | None) -> None:
         rows = [(key, seal(key, value, expires_at), expires_at) for key, value in items.items()]
-        with self._session() as connection:
+        with self._session as connection:
             with _transaction(connection):
                 connection.executemany("REPLACE INTO entry VALUES (?, ?, ?)", rows)
             self._writes += 1
@@ -127,7 +124,7 @@ class SqliteStore(BaseKVStore):
                 return  # empty: what is left is the file's own structure
 
     def _remove(self, keys: Sequence[bytes]) -> int:
-        with self._session() as connection, _transaction(connection):
+        with self._session as connection, _transaction(connection):
             return sum(
                 connection.execute(
                     f"DELETE FROM entry WHERE key IN ({','.join('?' * len(chunk))})", chunk
@@ -136,11 +133,11 @@ class SqliteStore(BaseKVStore):
             )
 
     def _remove_prefix(self, prefix: bytes) -> None:
-        with self._session() as connection:
+        with self._session as connection:
             connection.execute(f"DELETE FROM entry WHERE {_BETWEEN}", _bounds(prefix))
 
     def _count_prefix(self, prefix: bytes) -> int:
-        with self._session() as connection:
+        with self._session as connection:
             (number,) = connection.execute(
                 f"SELECT count(*) FROM entry WHERE {_BETWEEN} "
                 "AND (expires_at IS NULL OR expires_at > ?)",
@@ -150,18 +147,12 @@ class SqliteStore(BaseKVStore):
 
     # -- the connection --------------------------------------------------------------------
 
-    @contextmanager
-    def _session(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection, alone, with the driver's errors turned into sentences."""
-        with self._lock:
-            try:
-                if self._connection is None or self._pid != os.getpid():
-                    # A connection must not cross a fork: the child opens its own and lets the
-                    # inherited one be, since closing it would drop the parent's locks.
-                    self._connection, self._pid = self._connect(), os.getpid()
-                yield self._connection
-            except (sqlite3.Error, OSError) as error:
-                raise self._explain(error) from error
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None or self._pid != os.getpid():
+            # A connection must not cross a fork: the child opens its own and lets the
+            # inherited one be, since closing it would drop the parent's locks.
+            self._connection, self._pid = self._connect(), os.getpid()
+        return self._connection
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -171,15 +162,16 @@ class SqliteStore(BaseKVStore):
             self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
         try:
-            (owner,) = connection.execute("PRAGMA application_id").fetchone()
+            # The tables first: whoever made them set the owner in the same transaction.
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (owner,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if tables and (owner != _APPLICATION_ID or version != _SCHEMA_VERSION):
                 raise StorageError(
                     f"{self.path} holds another program's data or another version of this cache.",
                     fix="Nothing was written to it. Name another path for the cache.",
                 )
-            connection.execute("PRAGMA journal_mode = WAL")
+            self._use_wal(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA mmap_size = 268435456")
             with _transaction(connection):
@@ -194,6 +186,19 @@ class SqliteStore(BaseKVStore):
             connection.close()
             raise
         return connection
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        """Switch to WAL, which SQLite refuses at once while another process opens the file."""
+        until = time.monotonic() + self._timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def _disconnect(self) -> None:
         with self._lock:
@@ -226,6 +231,29 @@ class SqliteStore(BaseKVStore):
         )
 
 
+class _Session:
+    """The connection, alone, with the driver's errors turned into sentences.
+
+    A class, since entering a generator would take a twentieth of a look-up.
+    """
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._store._lock.acquire()
+        try:
+            return self._store._open()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._store._lock.release()
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise self._store._explain(error) from error
+
+
 _BETWEEN = "key >= ? AND (? IS NULL OR key < ?)"
 
 
@@ -234,6 +262,11 @@ def _bounds(prefix: bytes) -> tuple[bytes, bytes | None, bytes | None]:
     stem = prefix.rstrip(b"\xff")
     end = stem[:-1] + bytes([stem[-1] + 1]) if stem else None
     return prefix, end, end
+
+
+@cache
+def _select(number: int) -> str:
+    return f"SELECT key, value FROM entry WHERE key IN ({','.join('?' * number)})"
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
