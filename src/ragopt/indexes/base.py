@@ -327,7 +327,7 @@ def _single(query: Embedding) -> EmbeddingBatch:
             "A query came without a dense vector.",
             fix='Embed it with outputs that include "dense".',
         )
-    return EmbeddingBatch.of([query])
+    return EmbeddingBatch.of_dense(query.dense)
 
 
 def _required(where: Filter | None) -> Filter:
@@ -364,6 +364,7 @@ def check_columns(records: RecordBatch) -> None:
                 )
 
 
+_TEXT = frozenset({str})
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -374,6 +375,8 @@ def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         InvalidInput: A key is no string, or a value is of a type that cannot be stored.
     """
     copy = dict(metadata)
+    if _TEXT.issuperset(map(type, copy)) and _PLAIN.issuperset(map(type, copy.values())):
+        return copy
     for key, value in metadata.items():
         if type(key) is not str:
             raise InvalidInput(

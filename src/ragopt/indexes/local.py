@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ragopt._runtime import Runtime
 from ragopt.filters import Filter, Ids
@@ -151,34 +150,33 @@ class LocalIndex(BaseVectorIndex):
                 return [[] for _ in queries]
             scores, found = self._nearest(queries, k, rows)
             vectors = self._vectors(found.ravel()) if embeddings else None
-            relevances = relevance(scores, self._metric, queries)
-            return self._hits(scores, found, relevances, min_score, vectors)
+            return self._hits(queries, scores, found, min_score, vectors)
 
     def _hits(
         self,
+        queries: Dense,
         scores: Dense,
         rows: Rows,
-        relevances: NDArray[np.floating],
         min_score: float | None,
         vectors: Dense | None,
     ) -> list[list[Hit]]:
         table, k = self._table, rows.shape[1]
-        lists = zip(scores.tolist(), rows.tolist(), relevances.tolist(), strict=True)
+        relevant = [relevance(self._metric, query) for query in queries]
         return [
             [
                 Hit(
                     id=table.ids[row],
                     score=score,
-                    relevance=relevant,
+                    relevance=relevant[number](score),
                     text=table.texts[row],
                     metadata=copy_metadata(table.metadatas[row]),
                     document_id=table.document_ids[row],
                     embedding=None if vectors is None else Embedding(vectors[number * k + rank]),
                 )
-                for rank, (score, row, relevant) in enumerate(zip(*columns, strict=True))
+                for rank, (score, row) in enumerate(zip(*columns, strict=True))
                 if min_score is None or score >= min_score
             ]
-            for number, columns in enumerate(lists)
+            for number, columns in enumerate(zip(scores.tolist(), rows.tolist(), strict=True))
         ]
 
     def _changed(self) -> None:

@@ -313,11 +313,10 @@ class PgvectorIndex(BaseVectorIndex):
     def _hits(
         self, rows: list[Any], query: Dense, min_score: float | None, passes: Predicate
     ) -> list[Hit]:
-        distances = np.array([row["distance"] for row in rows], dtype=np.float64)
-        scores = self._nearest_score - distances
-        relevances = relevance(scores[None, :], self._metric, query[None, :])[0]
+        relevant = relevance(self._metric, query)
         hits = []
-        for row, score, relevant in zip(rows, scores.tolist(), relevances.tolist(), strict=True):
+        for row in rows:
+            score = self._nearest_score - float(row["distance"])
             record = _record(row, passes)
             if record is None or (min_score is not None and score < min_score):
                 continue
@@ -325,7 +324,7 @@ class PgvectorIndex(BaseVectorIndex):
                 Hit(
                     id=record.id,
                     score=score,
-                    relevance=relevant,
+                    relevance=relevant(score),
                     text=record.text,
                     metadata=dict(record.metadata),
                     document_id=record.document_id,
