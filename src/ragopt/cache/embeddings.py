@@ -72,7 +72,7 @@ class CachedEmbedder(BaseEmbedder):
         unique = list(position)
         keys = [key for output in order for key in self._space(role, output).text_keys(unique)]
         entries = await io.call(self.cache.get_many, self.cache.aget_many, keys)
-        values = [entry and entry.value for entry in entries]
+        values = [None if entry is None else entry[0] for entry in entries]
         columns = {
             output: _Column.read(output, values[i * len(unique) : (i + 1) * len(unique)])
             for i, output in enumerate(order)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition
+from threading import Condition, Lock
 
 
 class ReadWriteLock:
     """A lock that readers share. A waiting writer goes before readers who come later."""
 
     def __init__(self) -> None:
-        self._condition = Condition()
+        self._mutex = Lock()
+        self._condition = Condition(self._mutex)
         self._readers = 0
         self._writers_waiting = 0
         self._writing = False
@@ -19,14 +20,14 @@ class ReadWriteLock:
     @contextmanager
     def read(self) -> Iterator[None]:
         """Hold the lock together with other readers."""
-        with self._condition:
+        with self._mutex:  # entered in C, unlike the condition over it
             while self._closed_to_readers():
                 self._condition.wait()
             self._readers += 1
         try:
             yield
         finally:
-            with self._condition:
+            with self._mutex:
                 self._readers -= 1
                 if not self._readers and self._writers_waiting:
                     self._condition.notify_all()

@@ -60,7 +60,8 @@ class MemoryStore(BaseKVStore):
             for key in keys:
                 entry = entries.get(key)
                 if entry is not None:
-                    if entry.expires_at is not None and entry.expires_at <= now:
+                    expires_at = entry[1]  # by position: half the time of the name
+                    if expires_at is not None and expires_at <= now:
                         self._drop(key)
                         entry = None
                     else:
