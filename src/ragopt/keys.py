@@ -129,11 +129,15 @@ class KeySpace:
         A text is the last thing that is hashed, so it needs no length before it; this is the
         one loop in Python that every cached embedding goes through.
         """
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError:  # lone surrogates, which an error handler costs every text
+            encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         copy, prefix = self._texts.copy, self.prefix
         keys = []
-        for text in texts:
+        for data in encoded:
             state = copy()
-            state.update(text.encode("utf-8", "surrogatepass"))
+            state.update(data)
             keys.append(prefix + state.digest())
         return keys
 
