@@ -68,9 +68,10 @@ class CachedEmbedder(BaseEmbedder):
         self, io: Runtime, texts: list[str], role: Role, outputs: frozenset[Output]
     ) -> EmbeddingBatch:
         order = [output for output in OUTPUTS if output in outputs]
-        position = dict.fromkeys(texts)
-        unique = list(position)
-        keys = [key for output in order for key in self._space(role, output).text_keys(unique)]
+        unique = list(dict.fromkeys(texts))
+        keys: list[bytes] = []
+        for output in order:
+            keys += self._space(role, output).text_keys(unique)
         entries = await io.call(self.cache.get_many, self.cache.aget_many, keys)
         values = [None if entry is None else entry[0] for entry in entries]
         columns = {
