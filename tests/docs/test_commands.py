@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ragopt.demo.settings import Settings
 from tests.docs.pages import ROOT, blocks, documents
 
 PAGES = [*documents(), ROOT / "CONTRIBUTING.md"]
@@ -143,3 +144,11 @@ def test_the_page_of_the_demo_lists_its_options() -> None:
     assert len(options) > 10
     page = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(--[a-z]+)", page, flags=re.MULTILINE)) == options
+
+
+def test_the_page_of_the_demo_lists_the_true_defaults() -> None:
+    page = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| `--(\w+) [NS]` \|.*\| ([\d.]+) \|$", page, re.MULTILINE))
+    assert stated.keys() == {"passages", "asks", "distinct", "zipf", "seed"}
+    for option, default in stated.items():
+        assert float(default) == getattr(Settings(), option), option
