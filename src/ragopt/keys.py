@@ -8,7 +8,7 @@ encoding tags every value with its type and length, so two different inputs neve
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime
 from hashlib import blake2b
 from typing import Any
@@ -81,6 +81,22 @@ def _encode(value: Any, put: Callable[[bytes], None]) -> None:
             f"A value of type {kind.__module__}.{kind.__qualname__} cannot be part of a cache key.",
             fix="Pass strings, numbers, booleans, None, dates, or lists and dicts of them.",
         )
+
+
+def settings_of(model: object, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return those attributes that a key can hold, encoded, as sorted pairs.
+
+    Attributes which do not change what the model returns (a timeout) may be among them: they
+    cost a miss when they change. Leaving one out that does would cost a wrong value. Secrets are
+    no plain values and so never take part.
+    """
+    settings = []
+    for name in sorted(names):
+        try:
+            settings.append((name, encode(getattr(model, name, None)).hex()))
+        except UnkeyableValue:
+            continue
+    return tuple(settings)
 
 
 class KeySpace:

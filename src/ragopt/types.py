@@ -177,18 +177,17 @@ class EmbeddingBatch:
     def __iter__(self) -> Iterator[Embedding]:
         return (self[row] for row in range(len(self)))
 
+    def to_lists(self) -> list[list[float]]:
+        """Return the dense vectors as lists of Python numbers, as the frameworks want them."""
+        vectors: list[list[float]] = np.asarray(self.dense).tolist()
+        return vectors
+
     @classmethod
     def of(cls, embeddings: Sequence[Embedding]) -> EmbeddingBatch:
         """Gather single embeddings, which must carry the same outputs, into a batch."""
         if not embeddings:
             return cls()
         first = embeddings[0]
-        if len(embeddings) == 1:
-            return cls(
-                dense=None if first.dense is None else cls.of_dense(first.dense).dense,
-                sparse=None if first.sparse is None else [first.sparse],
-                multi=None if first.multi is None else [first.multi],
-            )
         for row, other in enumerate(embeddings):
             for name in OUTPUTS:
                 if (getattr(first, name) is None) != (getattr(other, name) is None):

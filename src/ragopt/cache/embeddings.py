@@ -92,12 +92,10 @@ class CachedEmbedder(BaseEmbedder):
             for output, column in columns.items():
                 missing += column.put(rows, getattr(batch, output))
             items = {
-                key: payload
-                for output in order
-                for key, payload in zip(
-                    self._space(role, output).text_keys(asked),
-                    _encode(output, getattr(batch, output), self._precision),
-                    strict=True,
+                keys[i * len(unique) + row]: payload
+                for i, output in enumerate(order)
+                for row, payload in zip(
+                    rows, _encode(output, getattr(batch, output), self._precision), strict=True
                 )
             }
             await io.call(self.cache.set_many, self.cache.aset_many, items, ttl=self._ttl)

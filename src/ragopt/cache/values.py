@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
@@ -24,8 +24,6 @@ class _Missing(Enum):
 
 MISSING: Final = _Missing.MISSING
 """What a look-up returns when there is nothing: None, 0, "" and [] are values."""
-
-Missing: TypeAlias = Literal[_Missing.MISSING]
 
 
 # What a decoder may raise when it is given something else than it expects.

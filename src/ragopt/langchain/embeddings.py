@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from ragopt._runtime import Runtime
@@ -12,8 +9,8 @@ from ragopt.cache.embeddings import CachedEmbedder
 from ragopt.cache.tiers import TieredCache
 from ragopt.codecs import Precision
 from ragopt.embedders.base import BaseEmbedder
-from ragopt.errors import InvalidInput, UnkeyableValue
-from ragopt.keys import encode
+from ragopt.errors import InvalidInput
+from ragopt.keys import settings_of
 from ragopt.protocols import Embedder, KVStore
 from ragopt.types import EmbedderSpec, EmbeddingBatch, Output, Role
 
@@ -30,19 +27,19 @@ class EmbedderEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return one vector for each text."""
-        return _lists(self.embedder.embed(texts, role="document"))
+        return self.embedder.embed(texts, role="document").to_lists()
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of a question."""
-        return _lists(self.embedder.embed([text], role="query"))[0]
+        return self.embedder.embed([text], role="query").to_lists()[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return one vector for each text."""
-        return _lists(await self.embedder.aembed(texts, role="document"))
+        return (await self.embedder.aembed(texts, role="document")).to_lists()
 
     async def aembed_query(self, text: str) -> list[float]:
         """Return the vector of a question."""
-        return _lists(await self.embedder.aembed([text], role="query"))[0]
+        return (await self.embedder.aembed([text], role="query")).to_lists()[0]
 
 
 class CachedEmbeddings(EmbedderEmbeddings):
@@ -109,7 +106,8 @@ class _Borrowed(BaseEmbedder):
     def __init__(self, embeddings: Embeddings, model: str | None) -> None:
         self._embeddings = embeddings
         self._spec = EmbedderSpec(
-            model or _model_name(embeddings), params=tuple(sorted(_settings(embeddings).items()))
+            model or _model_name(embeddings),
+            params=settings_of(embeddings, getattr(type(embeddings), "model_fields", ())),
         )
 
     @property
@@ -149,25 +147,3 @@ def _model_name(embeddings: Embeddings) -> str:
         if isinstance(name, str) and name:
             return f"{type(embeddings).__module__}.{type(embeddings).__qualname__}:{name}"
     return ""
-
-
-def _settings(embeddings: Embeddings) -> dict[str, str]:
-    """Return the settings of a pydantic model that a key can hold.
-
-    Settings which do not change the vectors (a timeout) may be among them: they cost a miss when
-    they change. Leaving one out that does would cost a wrong vector. Secrets are no plain values
-    and so never take part.
-    """
-    settings = {}
-    for name in getattr(type(embeddings), "model_fields", {}):
-        value: Any = getattr(embeddings, name, None)
-        try:
-            settings[name] = encode(value).hex()
-        except UnkeyableValue:
-            continue
-    return settings
-
-
-def _lists(batch: EmbeddingBatch) -> list[list[float]]:
-    vectors: list[list[float]] = np.asarray(batch.dense).tolist()
-    return vectors

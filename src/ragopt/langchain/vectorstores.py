@@ -20,7 +20,7 @@ from ragopt.indexes.faiss import FaissIndex
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
-from ragopt.types import EmbeddingBatch, Hit, Metric, Record, RecordBatch
+from ragopt.types import Dense, EmbeddingBatch, Hit, Metric, Record, RecordBatch
 
 AnyFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None
 Store = TypeVar("Store", bound="IndexVectorStore")
@@ -239,7 +239,7 @@ class IndexVectorStore(VectorStore):
     async def _search(
         self,
         io: Runtime,
-        query: str | list[float],
+        query: str | list[float] | Dense,
         k: int,
         filter: AnyFilter,
         *,
@@ -256,7 +256,7 @@ class IndexVectorStore(VectorStore):
     async def _mmr(
         self,
         io: Runtime,
-        query: str | list[float],
+        query: str | list[float] | Dense,
         k: int,
         fetch_k: int,
         lambda_mult: float,
@@ -265,25 +265,20 @@ class IndexVectorStore(VectorStore):
         batch = await self._vector(io, query)
         assert batch.dense is not None
         vector = batch.dense[0]
-        hits = await self._search(io, vector.tolist(), max(k, fetch_k), filter, embeddings=True)
+        hits = await self._search(io, vector, max(k, fetch_k), filter, embeddings=True)
         found = [h.embedding.dense for h in hits if h.embedding and h.embedding.dense is not None]
         if not found:
             return []
         chosen = mmr(vector, np.stack(found), k=k, lambda_mult=lambda_mult)
         return [_document(hits[position]) for position in chosen]
 
-    async def _vector(self, io: Runtime, query: str | list[float]) -> EmbeddingBatch:
+    async def _vector(self, io: Runtime, query: str | list[float] | Dense) -> EmbeddingBatch:
         if isinstance(query, str):
             embedder = self.embedder
             return await io.call(embedder.embed, embedder.aembed, [query], role="query")
         return EmbeddingBatch.of_dense(query)
 
     # -- construction ----------------------------------------------------------------------
-
-    @classmethod
-    def _create(cls: type[Store], embedding: Embeddings, **kwargs: Any) -> Store:
-        """Make an empty store for ``from_texts``; subclasses know how to make their index."""
-        return cls(embedding=embedding, **kwargs)
 
     @classmethod
     def from_texts(
@@ -296,7 +291,7 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Store:
         """Make a store and add texts to it; ``kwargs`` go to the constructor."""
-        store = cls._create(embedding, **kwargs)
+        store = cls(embedding=embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
         return store
 
@@ -311,7 +306,7 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Store:
         """Make a store and add texts to it; ``kwargs`` go to the constructor."""
-        store = cls._create(embedding, **kwargs)
+        store = cls(embedding=embedding, **kwargs)
         await store.aadd_texts(texts, metadatas, ids=ids)
         return store
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
@@ -13,8 +12,8 @@ from ragopt.cache.embeddings import CachedEmbedder
 from ragopt.cache.tiers import TieredCache
 from ragopt.codecs import Precision
 from ragopt.embedders.base import BaseEmbedder
-from ragopt.errors import InvalidInput, UnkeyableValue
-from ragopt.keys import encode
+from ragopt.errors import InvalidInput
+from ragopt.keys import settings_of
 from ragopt.protocols import Embedder, KVStore
 from ragopt.types import EmbedderSpec, EmbeddingBatch, Output, Role
 
@@ -43,22 +42,22 @@ class EmbedderEmbedding(BaseEmbedding):
         return "EmbedderEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return _lists(self._embedder.embed([query], role="query"))[0]
+        return self._embedder.embed([query], role="query").to_lists()[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return _lists(await self._embedder.aembed([query], role="query"))[0]
+        return (await self._embedder.aembed([query], role="query")).to_lists()[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return _lists(self._embedder.embed([text], role="document"))[0]
+        return self._embedder.embed([text], role="document").to_lists()[0]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return _lists(await self._embedder.aembed([text], role="document"))[0]
+        return (await self._embedder.aembed([text], role="document")).to_lists()[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return _lists(self._embedder.embed(texts, role="document"))
+        return self._embedder.embed(texts, role="document").to_lists()
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return _lists(await self._embedder.aembed(texts, role="document"))
+        return (await self._embedder.aembed(texts, role="document")).to_lists()
 
 
 class CachedEmbedding(EmbedderEmbedding):
@@ -141,7 +140,8 @@ class _Borrowed(BaseEmbedder):
         name = embedding.model_name
         if name not in ("", "unknown"):
             name = f"{type(embedding).__module__}.{type(embedding).__qualname__}:{name}"
-        self._spec = EmbedderSpec(model or name, params=tuple(sorted(_settings(embedding).items())))
+        fields = type(embedding).model_fields.keys() - _NEUTRAL
+        self._spec = EmbedderSpec(model or name, params=settings_of(embedding, fields))
 
     @property
     def spec(self) -> EmbedderSpec:
@@ -175,19 +175,3 @@ def as_embedder(embedding: BaseEmbedding | Embedder, *, model: str | None = None
         f"An embedding of type {type(embedding).__name__} was given.",
         fix="Pass a LlamaIndex BaseEmbedding or a ragopt Embedder.",
     )
-
-
-def _settings(embedding: BaseEmbedding) -> dict[str, str]:
-    """Return the settings that a key can hold: a superset of what changes the vectors."""
-    settings = {}
-    for name in type(embedding).model_fields.keys() - _NEUTRAL:
-        try:
-            settings[name] = encode(getattr(embedding, name)).hex()
-        except UnkeyableValue:
-            continue
-    return settings
-
-
-def _lists(batch: EmbeddingBatch) -> list[list[float]]:
-    vectors: list[list[float]] = np.asarray(batch.dense).tolist()
-    return vectors
