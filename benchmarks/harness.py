@@ -10,7 +10,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-_BLOCK = 0.01  # seconds that one contender works in one round, if a single call is shorter
+_BLOCK = 0.1  # seconds that one contender works in one round, if a single call is shorter
 _MOST_CALLS = 500
 
 

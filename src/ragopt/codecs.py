@@ -175,7 +175,7 @@ def decode_dense(payloads: Sequence[bytes]) -> Dense | None:
         return None
     magic, kind, code, dimension = _VECTOR.unpack_from(payloads[0])
     joined = np.frombuffer(bytearray().join(payloads), np.uint8).reshape(len(payloads), -1)
-    heads, bodies = joined[:, : _VECTOR.size], joined[:, _VECTOR.size :]
+    heads, bodies = joined[:, : _VECTOR.size].view("<u8"), joined[:, _VECTOR.size :]
     if magic != _VECTOR_MAGIC or kind != _DENSE or code > 2 or (heads != heads[0]).any():
         return None
     if code == 0:

@@ -16,24 +16,11 @@ class ReadWriteLock:
         self._readers = 0
         self._writers_waiting = 0
         self._writing = False
+        self._reading = _Reading(self)
 
-    @contextmanager
-    def read(self) -> Iterator[None]:
-        """Hold the lock together with other readers."""
-        with self._mutex:  # entered in C, unlike the condition over it
-            while self._closed_to_readers():
-                self._condition.wait()
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._mutex:
-                self._readers -= 1
-                if not self._readers and self._writers_waiting:
-                    self._condition.notify_all()
-
-    def _closed_to_readers(self) -> bool:
-        return self._writing or self._writers_waiting > 0
+    def read(self) -> _Reading:
+        """Return a context in which the lock is held together with other readers."""
+        return self._reading
 
     @contextmanager
     def write(self) -> Iterator[None]:
@@ -51,3 +38,24 @@ class ReadWriteLock:
             with self._condition:
                 self._writing = False
                 self._condition.notify_all()
+
+
+class _Reading:
+    """The readers' side; a class, since entering a generator costs more than the lock itself."""
+
+    def __init__(self, lock: ReadWriteLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        lock = self._lock
+        with lock._mutex:  # entered in C, unlike the condition over it
+            while lock._writing or lock._writers_waiting:
+                lock._condition.wait()
+            lock._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        lock = self._lock
+        with lock._mutex:
+            lock._readers -= 1
+            if not lock._readers and lock._writers_waiting:
+                lock._condition.notify_all()

@@ -134,3 +134,16 @@ def _named_ids(where: Filter) -> frozenset[str] | None:
         named = [ids for part in where.parts if (ids := _named_ids(part)) is not None]
         return frozenset.intersection(*named) if named else None
     return None
+
+
+_IMMUTABLE = frozenset({str, int, float, bool, type(None)})  # the common ones
+
+
+def copied(value: Any) -> Any:
+    """Return a deep copy of stored metadata, which hold nothing but what ``codecs`` can encode."""
+    kind = type(value)
+    if kind is dict:
+        return {k: v if type(v) in _IMMUTABLE else copied(v) for k, v in value.items()}
+    if kind is list or kind is tuple:
+        return kind(map(copied, value))
+    return value

@@ -11,8 +11,8 @@ import numpy as np
 from ragopt._runtime import Runtime
 from ragopt.filters import Filter, Ids
 from ragopt.indexes._lock import ReadWriteLock
-from ragopt.indexes._table import RecordTable, Rows
-from ragopt.indexes.base import BaseVectorIndex, copy_metadata
+from ragopt.indexes._table import RecordTable, Rows, copied
+from ragopt.indexes.base import BaseVectorIndex
 from ragopt.indexes.scores import relevance, unit
 from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch
 
@@ -107,7 +107,7 @@ class LocalIndex(BaseVectorIndex):
                 Record(
                     id=self._table.ids[row],
                     text=self._table.texts[row],
-                    metadata=copy_metadata(self._table.metadatas[row]),
+                    metadata=copied(self._table.metadatas[row]),
                     document_id=self._table.document_ids[row],
                     embedding=Embedding(None if vectors is None else vectors[i]),
                 )
@@ -169,7 +169,7 @@ class LocalIndex(BaseVectorIndex):
                     score=score,
                     relevance=relevant[number](score),
                     text=table.texts[row],
-                    metadata=copy_metadata(table.metadatas[row]),
+                    metadata=copied(table.metadatas[row]),
                     document_id=table.document_ids[row],
                     embedding=None if vectors is None else Embedding(vectors[number * k + rank]),
                 )

@@ -366,4 +366,5 @@ def _selection(ids: list[str] | None, filter: AnyFilter) -> Filter:
 
 
 def _document(record: Record | Hit) -> Document:
-    return Document(id=record.id, page_content=record.text, metadata=dict(record.metadata))
+    # A record is the caller's own copy, and nobody else holds this one.
+    return Document(id=record.id, page_content=record.text, metadata=record.metadata)

@@ -59,7 +59,8 @@ def from_record(record: Record | Hit) -> BaseNode:
     fields = metadata.pop(NODE_KEY, None)
     if fields is None:  # written by something else than a LlamaIndex store
         return TextNode(id_=record.id, text=record.text, metadata=metadata)
-    node = from_plain({**fields, "metadata": metadata}, text=record.text)
+    fields["metadata"] = metadata  # the record is the caller's own copy
+    node = from_plain(fields, text=record.text)
     if record.embedding is not None and record.embedding.dense is not None:
         node.embedding = record.embedding.dense.tolist()
     return node
