@@ -81,7 +81,7 @@ WORKS = {
     "langchain": [LANGCHAIN],
     "llama-index": [LLAMA_INDEX],
     "opensearch": ["import opensearchpy"],
-    "postgres": [PGVECTOR, "import pgvector"],
+    "postgres": [PGVECTOR],
     "prometheus": [PROMETHEUS],
     "redis": [REDIS],
     "testing": [TESTING],
