@@ -15,12 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.harness import Result, measure, results, table
+from benchmarks.report import Table
 
 _ROWS = {
     "embeddings": "256 cached embeddings of 1024 dimensions, in memory and on disk",
     "faiss-add": "adding 20,000 vectors to a flat FAISS index",
     "faiss-search": "searching it, k=10",
     "llm-cache": "an exact answer of 2 KB from the cache",
+}
+_REPORTS = {
+    "zipf": "a Zipf stream of questions through ragopt's caches",
+    "policies": "what a full memory store keeps, against other policies",
+    "inserts": "memory and throughput over a million inserts",
 }
 _PACKAGES = (
     "ragopt",
@@ -39,19 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Compare ragopt with the raw drivers and with other packages, in turns.",
-        epilog="rows: " + "; ".join(f"{name}: {what}" for name, what in _ROWS.items()),
+        epilog=f"rows: {_listed(_ROWS)}. Reports, which run only if they are named and have a "
+        f"table of their own: {_listed(_REPORTS)}.",
     )
-    parser.add_argument("rows", nargs="*", metavar="row", help="all of them if none is named")
+    parser.add_argument("rows", nargs="*", metavar="row", help="all rows if none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to a file")
     parser.add_argument("--repeat", type=int, default=21, metavar="N", help="rounds (21)")
     options = parser.parse_args(arguments)
-    unknown = set(options.rows) - _ROWS.keys()
+    unknown = set(options.rows) - _ROWS.keys() - _REPORTS.keys()
     if unknown or options.repeat < 1:
-        parser.error(f"choose rows from {', '.join(_ROWS)}, and one round or more")
+        names = ", ".join([*_ROWS, *_REPORTS])
+        parser.error(f"choose rows from {names}, and one round or more")
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS: one thread is steadier
     environment = _environment()
     measured: list[Result] = []
+    tables: list[Table] = []
     for name in options.rows or _ROWS:
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
@@ -60,24 +69,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{error.name} is not installed; run `make bench`.", file=sys.stderr)
             return 2
         warnings.simplefilter("ignore")  # the peers' own, about what they deprecate
-        with tempfile.TemporaryDirectory() as folder, module.rows(Path(folder)) as rows:
-            for row in rows:
-                measured += results(row, measure(row, options.repeat))
+        with tempfile.TemporaryDirectory() as folder:
+            if name in _REPORTS:
+                tables += module.tables(Path(folder))
+                continue
+            with module.rows(Path(folder)) as rows:
+                for row in rows:
+                    measured += results(row, measure(row, options.repeat))
 
     after = _load()
     before = environment["load_before"]
     print(f"{environment['machine']}, load {before} before and {after} after")
-    print(f"{options.repeat} rounds; a time is the median round (and the best)\n")
-    print(table(measured))
+    if measured:
+        print(f"{options.repeat} rounds; a time is the median round (and the best)\n")
+        print(table(measured))
+    for each in tables:
+        print(f"\n{each}")
     if options.json:
         report = {
             "environment": environment,
             "load_after": after,
             "rounds": options.repeat,
             "lines": [each.as_json() for each in measured],
+            "tables": [each.as_json() for each in tables],
         }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _listed(names: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {what}" for name, what in names.items())
 
 
 def _environment() -> dict[str, object]:

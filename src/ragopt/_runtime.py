@@ -2,14 +2,20 @@
 
 An operation takes a ``Runtime`` as its first argument and says through it how to reach the
 world: ``call`` picks the sync or the async face of a collaborator, ``cpu`` runs blocking work in
-place or in a thread, ``gather`` runs several operations in turn or at once.
+place or in a thread, ``gather`` runs several operations in turn or at once, ``wait`` and
+``sleep`` pass time, ``spawn`` starts what nobody waits for.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary
+
+from ragopt._run import run
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +43,21 @@ class Runtime(Protocol):
         """Run operations and return their results in order; the first error is raised."""
         ...
 
+    async def wait(self, future: Future[T], seconds: float, /) -> T:
+        """Return the result of a future that threads and tasks share; TimeoutError if late.
+
+        Whoever stops waiting, or is cancelled, leaves the future as it is.
+        """
+        ...
+
+    async def sleep(self, seconds: float, /) -> None:
+        """Let time pass."""
+        ...
+
+    def spawn(self, operation: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        """Start an operation that handles its own errors, and go on without it."""
+        ...
+
 
 class _Sync:
     async def call(
@@ -55,8 +76,20 @@ class _Sync:
     async def gather(self, operations: Iterable[Coroutine[Any, Any, T]], /) -> list[T]:
         return [await operation for operation in operations]
 
+    async def wait(self, future: Future[T], seconds: float, /) -> T:
+        return future.result(seconds)
+
+    async def sleep(self, seconds: float, /) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - the sync colour
+
+    def spawn(self, operation: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        Thread(target=lambda: run(operation()), name="ragopt", daemon=True).start()
+
 
 class _Async:
+    def __init__(self) -> None:
+        self._tasks: set[Any] = set()
+
     async def call(
         self,
         sync: Callable[P, T],
@@ -76,6 +109,24 @@ class _Async:
         import asyncio
 
         return await asyncio.gather(*operations)
+
+    async def wait(self, future: Future[T], seconds: float, /) -> T:
+        import asyncio
+
+        # Shielded, since a cancelled wrapper would cancel what the others wait for.
+        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), seconds)
+
+    async def sleep(self, seconds: float, /) -> None:
+        import asyncio
+
+        await asyncio.sleep(seconds)
+
+    def spawn(self, operation: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        import asyncio
+
+        task = asyncio.get_running_loop().create_task(operation())
+        self._tasks.add(task)  # a loop holds its tasks but weakly
+        task.add_done_callback(self._tasks.discard)
 
 
 SYNC: Runtime = _Sync()

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from threading import Lock
 from typing import Any, Literal, TypeAlias
 
 from ragopt._imports import require
 
-Event: TypeAlias = Literal["hit", "miss", "write", "error", "corrupt", "uncacheable"]
+Event: TypeAlias = Literal[
+    "hit",
+    "miss",
+    "write",
+    "error",
+    "skipped",
+    "corrupt",
+    "uncacheable",
+    "stale",
+    "dead",
+    "unverified",
+    "shared",
+    "refresh",
+    "refresh_error",
+    "superseded",
+]
 
 _STEPS = 4  # buckets per doubling: a quantile is at most 19 % above the true one
 _SMALLEST = 1e-6
@@ -57,6 +72,7 @@ class CacheStats:
         self._lock = Lock()
         self._events: Counter[tuple[str, str]] = Counter()
         self._latency: dict[tuple[str, str], Histogram] = {}
+        self._saved: defaultdict[str, float] = defaultdict(float)
 
     def count(self, part: str, event: Event, number: int = 1) -> None:
         """Add ``number`` events to a part."""
@@ -72,6 +88,15 @@ class CacheStats:
                 histogram = self._latency[part, operation] = Histogram()
             histogram.observe(seconds)
 
+    def save(self, part: str, seconds: float) -> None:
+        """Add the time that a hit saved: what its value took to compute."""
+        with self._lock:
+            self._saved[part] += seconds
+
+    def saved(self, part: str) -> float:
+        """Return the seconds that hits saved."""
+        return self._saved[part]
+
     def total(self, part: str, event: Event) -> int:
         """Return how often something happened."""
         return self._events[part, event]
@@ -86,6 +111,7 @@ class CacheStats:
         with self._lock:
             self._events.clear()
             self._latency.clear()
+            self._saved.clear()
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Return everything as plain values: part -> counts, hit rate, latencies in seconds."""
@@ -93,6 +119,8 @@ class CacheStats:
             parts: dict[str, dict[str, Any]] = {}
             for (part, event), number in self._events.items():
                 parts.setdefault(part, {})[event] = number
+            for part, seconds in self._saved.items():
+                parts.setdefault(part, {})["saved_seconds"] = seconds
             for (part, operation), histogram in self._latency.items():
                 parts.setdefault(part, {})[f"{operation}_seconds"] = {
                     "count": histogram.count,

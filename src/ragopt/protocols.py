@@ -34,10 +34,25 @@ class Clock(Protocol):
 
 
 class Entry(NamedTuple):
-    """A stored value and when it ends, in seconds since the epoch (None: never)."""
+    """A stored value, when it ends, and what the store calls this very content."""
 
     value: bytes
     expires_at: float | None = None
+    """Seconds since the epoch; None for never."""
+    stamp: bytes = b""
+    """What tells this content from every other under the key, where the store knows; see
+    ``ragopt.codecs.stamp_of``."""
+
+
+class ChangeLog(NamedTuple):
+    """Where the log of changes of one space stands."""
+
+    id: bytes
+    """Another one whenever the log began anew: nothing is known of what was before."""
+    seq: int
+    """The number of the last change."""
+    low: int
+    """The number of the last change that the log has forgotten; 0 for none."""
 
 
 @runtime_checkable
@@ -81,11 +96,101 @@ class KVStore(Protocol):
 
     async def acount(self, prefix: bytes = b"", /) -> int: ...
 
+    def keys(self, prefix: bytes = b"", /) -> list[bytes]:
+        """Return the live keys that start with ``prefix``, each once, in no order."""
+        ...
+
+    async def akeys(self, prefix: bytes = b"", /) -> list[bytes]: ...
+
     def close(self) -> None:
         """Release files, connections and memory. Closing twice is no error."""
         ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class Coordinator(KVStore, Protocol):
+    """A store through which threads, processes and machines agree.
+
+    *Claims*: who wants to compute the value of a key reserves it. A claim is no entry: readers
+    find nothing. It ends by itself, and any other write or delete of the key ends it too, so a
+    value computed before a delete is never stored after it.
+
+    *Changes*: a log for each space says which tags changed when, by number rather than by time.
+    """
+
+    def claim(self, key: bytes, /, *, seconds: float, over: bytes | None = None) -> bytes | None:
+        """Reserve a key that is absent, or that still holds the entry with the stamp ``over``.
+
+        Returns a token for ``commit``; None if the key holds something else or is reserved.
+        """
+        ...
+
+    async def aclaim(
+        self, key: bytes, /, *, seconds: float, over: bytes | None = None
+    ) -> bytes | None: ...
+
+    def extend(self, key: bytes, token: bytes, /, *, seconds: float) -> bool:
+        """Let a claim end ``seconds`` from now; False if it is gone."""
+        ...
+
+    async def aextend(self, key: bytes, token: bytes, /, *, seconds: float) -> bool: ...
+
+    def commit(
+        self, key: bytes, token: bytes, value: bytes, /, *, ttl: float | None = None
+    ) -> bool:
+        """Replace a claim, or the entry with this stamp, by a value; False if it is gone."""
+        ...
+
+    async def acommit(
+        self, key: bytes, token: bytes, value: bytes, /, *, ttl: float | None = None
+    ) -> bool: ...
+
+    def release(self, key: bytes, token: bytes, /) -> bool:
+        """End a claim, or remove the entry with this stamp; False if it is gone."""
+        ...
+
+    async def arelease(self, key: bytes, token: bytes, /) -> bool: ...
+
+    def mark(self, space: bytes, tags: Sequence[bytes], /) -> ChangeLog:
+        """Write down that tags changed, all as one change."""
+        ...
+
+    async def amark(self, space: bytes, tags: Sequence[bytes], /) -> ChangeLog: ...
+
+    def last_changes(self, space: bytes, tags: Sequence[bytes], /) -> tuple[ChangeLog, list[int]]:
+        """Return the log's state and, for each tag, the number of its last change (0: none)."""
+        ...
+
+    async def alast_changes(
+        self, space: bytes, tags: Sequence[bytes], /
+    ) -> tuple[ChangeLog, list[int]]: ...
+
+    def changes_since(self, space: bytes, seq: int, /) -> tuple[ChangeLog, list[bytes]]:
+        """Return the log's state and the tags that changed after ``seq``.
+
+        What was forgotten is not among them: compare ``seq`` with ``low``.
+        """
+        ...
+
+    async def achanges_since(self, space: bytes, seq: int, /) -> tuple[ChangeLog, list[bytes]]: ...
+
+
+class ChangeListener(Protocol):
+    """What an index tells of its changes."""
+
+    def changed(self, *documents: str) -> None:
+        """Take note that records or documents with these names were changed or removed."""
+        ...
+
+    async def achanged(self, *documents: str) -> None: ...
+
+    def changed_everything(self) -> None:
+        """Take note that any document may have changed."""
+        ...
+
+    async def achanged_everything(self) -> None: ...
 
 
 @runtime_checkable

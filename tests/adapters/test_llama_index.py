@@ -531,7 +531,7 @@ class TestCachedQueryEngine:
             with pytest.raises(InvalidInput):
                 CachedQueryEngine(Plain(), name=bad, version="1")  # type: ignore[arg-type]
             with pytest.raises(InvalidInput):
-                CachedQueryEngine(Plain(), name="n", version=bad)  # type: ignore[arg-type]
+                CachedQueryEngine(Plain(), name="n", version=bad)
 
 
 def test_stores_are_serialised_without_their_clients() -> None:

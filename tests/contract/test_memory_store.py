@@ -1,7 +1,7 @@
 from ragopt import MemoryStore
-from ragopt.testing import FakeClock, KVStoreContract
+from ragopt.testing import CoordinatorContract, FakeClock
 
 
-class TestMemoryStore(KVStoreContract):
+class TestMemoryStore(CoordinatorContract):
     def make_store(self, clock: FakeClock) -> MemoryStore:
         return MemoryStore(clock=clock)

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from ragopt import SqliteStore
-from ragopt.testing import FakeClock, KVStoreContract
+from ragopt.testing import CoordinatorContract, FakeClock
 
 
-class TestSqliteStore(KVStoreContract):
+class TestSqliteStore(CoordinatorContract):
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
         self.path = tmp_path / "missing" / "folder" / "cache.db"

@@ -70,9 +70,16 @@ with tempfile.TemporaryDirectory() as folder:
     assert ragopt.TransformersEmbedder(folder).embed(["a"]).dense.shape == (1, 8)
 """
 
+ZSTD = """
+from ragopt.codecs import seal, unseal
+text = bytes(1000)
+assert len(sealed := seal(b"k", text, None, (), 100)) < 100
+assert unseal(b"k", sealed).value == text
+"""
+
 # What must work with an extra and nothing else.
 WORKS = {
-    "all": [CLI, FAISS, LANGCHAIN, LLAMA_INDEX, MINILM, PGVECTOR, PROMETHEUS, REDIS, TESTING],
+    "all": [CLI, FAISS, LANGCHAIN, LLAMA_INDEX, MINILM, PGVECTOR, PROMETHEUS, REDIS, TESTING, ZSTD],
     "bge-m3": [TRANSFORMERS],
     "cli": [CLI],
     "demo": [CLI, FAISS, LANGCHAIN, LLAMA_INDEX, MINILM],
@@ -86,6 +93,7 @@ WORKS = {
     "redis": [REDIS],
     "testing": [TESTING],
     "transformers": [TRANSFORMERS],
+    "zstd": [ZSTD],
 }
 # What must name its extra where that is not installed.
 NEEDS = {
@@ -98,6 +106,7 @@ NEEDS = {
     "redis": REDIS,
     "testing": TESTING,
     "transformers": 'import ragopt\nragopt.TransformersEmbedder("x").embed(["a"])',
+    "zstd": ZSTD,
 }
 
 

@@ -41,6 +41,7 @@ CASES = [
     ("torch", COMPUTE, "transformers"),
     ("transformers", READ, "transformers"),
     ("typer", "from ragopt.cli import main; main()", "cli"),
+    ("zstandard", "import ragopt; ragopt.RedisStore('redis://h', compress_above=1)", "zstd"),
 ]
 OPTIONAL = sorted({package for package, _, _ in CASES} | {"opensearchpy", "pgvector"})
 

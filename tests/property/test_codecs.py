@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -93,31 +94,114 @@ def test_a_pickle_does_nothing(tmp_path: Any) -> None:
 # -- envelope -----------------------------------------------------------------------------------
 
 
-@given(st.binary(max_size=40), st.binary(), st.none() | st.floats(0, 1e12))
-def test_seal_and_unseal(key: bytes, payload: bytes, expires_at: float | None) -> None:
-    assert codecs.unseal(key, codecs.seal(key, payload, expires_at)) == Entry(payload, expires_at)
+FIRST, SECOND, STRANGE = (codecs.signing_keys(letter * 16) for letter in (b"a", b"b", b"c"))
+# How entries are written: plain, signed, compressed, both.
+WAYS = [((), None), (FIRST, None), ((), 0), (FIRST, 0)]
+WAY = pytest.mark.parametrize(
+    ("secrets", "above"), WAYS, ids=["plain", "signed", "compressed", "signed-compressed"]
+)
+TEXT = b"the payload, the payload, the payload, the payload, the payload"
 
 
-@given(st.data())
-def test_a_changed_envelope_is_no_entry(data: st.DataObject) -> None:
-    sealed = codecs.seal(b"key", b"the payload", 1e9)
-    position = data.draw(st.integers(0, len(sealed) * 8 - 1))
-    flipped = bytearray(sealed)
-    flipped[position // 8] ^= 1 << position % 8
-    assert codecs.unseal(b"key", bytes(flipped)) is None
-    cut = data.draw(st.integers(0, len(sealed) - 1))
-    assert codecs.unseal(b"key", sealed[:cut]) is None
-    assert codecs.unseal(b"key", sealed + b"x") is None
+def content(entry: Entry | None) -> tuple[bytes, float | None] | None:
+    return entry and (entry.value, entry.expires_at)
+
+
+@WAY
+@given(st.binary(max_size=40), st.binary() | st.just(TEXT), st.none() | st.floats(0, 1e12))
+def test_seal_and_unseal(
+    secrets: codecs.Secrets, above: int | None, key: bytes, payload: bytes, expires: float | None
+) -> None:
+    sealed = codecs.seal(key, payload, expires, secrets, above)
+    assert content(codecs.unseal(key, sealed, secrets)) == (payload, expires)
+    assert codecs.seal(key, payload, expires, secrets, above) == sealed
+    # Neither takes the other's: a signature is demanded, or is not understood.
+    assert codecs.unseal(key, sealed, () if secrets else FIRST) is None
+    assert codecs.unseal(key, sealed, STRANGE) is None
+
+
+@WAY
+def test_every_changed_bit_and_every_cut_is_no_entry(
+    secrets: codecs.Secrets, above: int | None
+) -> None:
+    sealed = codecs.seal(b"key", TEXT, 1e9, secrets, above)
+    for position in range(len(sealed) * 8):
+        flipped = bytearray(sealed)
+        flipped[position // 8] ^= 1 << position % 8
+        for readers in ((), FIRST, FIRST + SECOND):
+            assert codecs.unseal(b"key", bytes(flipped), readers) is None
+    for cut in range(len(sealed)):
+        assert codecs.unseal(b"key", sealed[:cut], secrets) is None
+    assert codecs.unseal(b"key", sealed + b"x", secrets) is None
 
 
 @given(st.binary())
+@example(b"RO\x01")
+@example(b"RO\x01\x02" + bytes(24))
 def test_random_bytes_are_no_entry(blob: bytes) -> None:
-    assert codecs.unseal(b"key", blob) is None
+    for secrets in ((), FIRST):
+        assert codecs.unseal(b"key", blob, secrets) is None
 
 
 def test_an_entry_under_another_key_is_no_entry() -> None:
-    assert codecs.unseal(b"key2", codecs.seal(b"key", b"2payload", None)) is None
-    assert codecs.unseal(b"key", codecs.seal(b"ke", b"ypayload", None)) is None
+    for secrets in ((), FIRST):
+        sealed = codecs.seal(b"key", b"2payload", None, secrets)
+        assert codecs.unseal(b"key2", sealed, secrets) is None
+        sealed = codecs.seal(b"ke", b"ypayload", None, secrets)
+        assert codecs.unseal(b"key", sealed, secrets) is None
+
+
+def test_a_secret_is_replaced_step_by_step() -> None:
+    old, new = codecs.seal(b"k", TEXT, None, FIRST), codecs.seal(b"k", TEXT, None, SECOND)
+    assert codecs.seal(b"k", TEXT, None, FIRST + SECOND) == old != new
+    for secrets in (FIRST + SECOND, SECOND + FIRST):
+        assert codecs.unseal(b"k", old, secrets) is not None
+        assert codecs.unseal(b"k", new, secrets) is not None
+    assert codecs.unseal(b"k", old, SECOND) is None
+
+
+@pytest.mark.parametrize("secret", [b"x" * 15, b"", [], [b"x" * 16, b""], "x" * 16, ["x" * 16]])
+def test_a_secret_has_16_bytes(secret: Any) -> None:
+    with pytest.raises(InvalidInput, match="secret"):
+        codecs.signing_keys(secret)
+
+
+def test_secrets_that_begin_alike_are_different() -> None:
+    long = [codecs.signing_keys(b"x" * 64 + more) for more in (b"", b"y", b"z")]
+    assert len({codecs.seal(b"k", b"v", None, secrets) for secrets in long}) == 3
+
+
+def test_only_what_gets_smaller_is_compressed() -> None:
+    noise, zeros = np.random.default_rng(0).bytes(1000), bytes(1000)
+    assert len(codecs.seal(b"k", zeros, None, (), 999)) < 60
+    assert codecs.seal(b"k", zeros, None, (), 1000) == codecs.seal(b"k", zeros, None)
+    assert codecs.seal(b"k", noise, None, (), 0) == codecs.seal(b"k", noise, None)
+
+
+def with_frame(frame: bytes) -> bytes:
+    """Return an envelope that says of any bytes that they are compressed."""
+    head = codecs._ENVELOPE
+    checksum = codecs._checksum(b"k", 1, math.inf, frame)
+    return head.pack(b"RO\x01", 1, math.inf, checksum) + frame
+
+
+def test_a_bomb_is_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = zstandard.ZstdCompressor().compress(bytes(5000))
+    assert content(codecs.unseal(b"k", with_frame(good))) == (bytes(5000), None)  # the control
+    monkeypatch.setattr(codecs, "_LARGEST", 4999)
+    assert codecs.unseal(b"k", with_frame(good)) is None
+    assert codecs.seal(b"k", bytes(5000), None, (), 0) == codecs.seal(b"k", bytes(5000), None)
+
+
+@given(st.binary())
+@example(b"")
+@example(zstandard.ZstdCompressor(write_content_size=False).compress(bytes(5000)))  # any size
+@example(zstandard.ZstdCompressor().compress(bytes(5000)) + b"more")
+@example(zstandard.ZstdCompressor().compress(bytes(5000))[:-1])
+@example(b"\x28\xb5\x2f\xfd\xe0" + b"\xff" * 8)  # claims 16 EiB
+@example(b"\x28\xb5\x2f\xfd\xa0" + (256 * 2**20).to_bytes(4, "little"))  # claims the bound
+def test_any_frame_is_no_entry(frame: bytes) -> None:
+    assert codecs.unseal(b"k", with_frame(frame)) is None
 
 
 # -- vectors ------------------------------------------------------------------------------------

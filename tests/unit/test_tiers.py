@@ -1,13 +1,15 @@
 """Several layers as one."""
 
+import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from ragopt import MemoryStore, TieredCache
-from ragopt.errors import InvalidInput
+from ragopt import MemoryStore, TieredCache, ValueCache
+from ragopt.errors import InvalidInput, StorageError
 from ragopt.protocols import Entry
 from ragopt.testing import FakeClock
 
@@ -83,24 +85,104 @@ def test_a_farther_layer_is_asked_only_for_what_is_missing(clock: FakeClock) -> 
     assert (stats.total("layer1", "hit"), stats.total("layer1", "miss")) == (1, 1)
 
 
-async def test_a_layer_that_fails_is_skipped_and_counted(
+def closed_again(cache: TieredCache, depth: int) -> bool:
+    """Wait until a layer is asked again."""
+    until = time.monotonic() + 5
+    while not cache._breakers[depth].closed:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+async def test_a_layer_that_fails_is_skipped_until_it_answers_again(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, sound = Broken(clock=clock), MemoryStore(clock=clock)
-    cache = TieredCache(broken, sound, clock=clock)
-    with caplog.at_level(logging.WARNING, "ragopt.cache"):
-        for _ in range(10):
-            cache.set_many({b"a": b"1"})
-            assert [e and e.value for e in cache.get_many([b"a"])] == [b"1"]
-            assert [e and e.value for e in await cache.aget_many([b"a"])] == [b"1"]
-    assert cache.stats.total("broken", "error") >= 30
-    assert caplog.messages == ["The broken layer of the cache is skipped: the layer is down"]
-    clock.now += 61
-    cache.get_many([b"a"])
-    assert len(caplog.messages) == 2
-    broken.failing = False
-    cache.get_many([b"a"])
-    assert broken.count() == 1
+    with TieredCache(broken, sound, clock=clock) as cache:
+        with caplog.at_level(logging.WARNING, "ragopt.cache"):
+            for _ in range(10):
+                cache.set_many({b"a": b"1"})
+                assert [e and e.value for e in cache.get_many([b"a"])] == [b"1"]
+                assert [e and e.value for e in await cache.aget_many([b"a"])] == [b"1"]
+        assert cache.stats.total("broken", "error") == 1  # the caller pays once
+        # 9 writes, 20 reads, and 20 copies of what the sound layer knew
+        assert cache.stats.total("broken", "skipped") == 49
+        assert caplog.messages == ["The broken layer of the cache is skipped: the layer is down"]
+        await asyncio.sleep(0.3)  # it was asked in the background, in vain
+        assert not cache._breakers[0].closed
+        broken.failing = False
+        assert closed_again(cache, 0)
+        cache.get_many([b"a"])
+        assert broken.count() == 1
+        broken.failing = True
+        clock.now += 61
+        cache.get_many([b"a"])
+        assert len(caplog.messages) == 2
+
+
+def test_a_layer_that_refuses_writes_alone_is_still_read(clock: FakeClock) -> None:
+    class Full(MemoryStore):
+        name = "full"
+        writes = 0
+
+        async def _set_many(self, io: Any, items: Any, expires_at: float | None) -> None:
+            self.writes += 1
+            raise StorageError("The store is full.", fix="Make room.")
+
+    full = Full(clock=clock)
+    with TieredCache(full, MemoryStore(clock=clock), clock=clock) as cache:
+        cache.layers[1].set_many({b"a": b"1"})
+        for _ in range(20):
+            cache.set_many({b"b": b"2"})
+        assert full.writes == 1
+        cache.get_many([b"a"])
+        assert cache.stats.total("full", "miss") == 1
+        time.sleep(0.11)
+        cache.set_many({b"b": b"2"})
+        cache.set_many({b"b": b"2"})
+        assert full.writes == 2  # one tries whether it is over
+
+
+def test_a_layer_that_could_not_be_read_is_not_written_by_the_same_request(
+    clock: FakeClock,
+) -> None:
+    far = Broken(clock=clock)
+    with TieredCache(MemoryStore(clock=clock), far, clock=clock) as cache:
+        values = ValueCache("answer", cache, ttl=60)
+
+        def slow() -> str:
+            far.failing = False
+            assert closed_again(cache, 1)  # it recovered while the value was made
+            return "answer"
+
+        assert values.get_or_compute("q", slow) == "answer"
+        assert far.count() == 0
+        assert cache.stats.total("broken", "skipped") == 2  # neither claimed nor written
+        assert values.get_or_compute("r", lambda: "other") == "other"
+        assert far.count() == 1
+
+
+def test_one_deadline_for_all_layers(clock: FakeClock) -> None:
+    class Slow(MemoryStore):
+        timeout = 0.2
+        asked = 0
+
+        async def _get_many(self, io: Any, keys: Sequence[bytes]) -> list[Entry | None]:
+            self.asked += 1
+            await io.sleep(0.15)
+            return await super()._get_many(io, keys)
+
+    slow = [Slow(clock=clock) for _ in range(4)]
+    for number, layer in enumerate(slow):
+        layer.name = f"slow{number}"
+    cache = TieredCache(*slow, clock=clock, deadline=0.4)
+    begin = time.monotonic()
+    assert cache.get_many([b"a"]) == [None]
+    assert time.monotonic() - begin < 0.4
+    assert [layer.asked for layer in slow] == [1, 1, 0, 0]
+    with pytest.raises(InvalidInput, match="deadline"):
+        TieredCache(*slow, deadline=0.1)
 
 
 def test_strictness_on_request(clock: FakeClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.values import ValueCache
 from ragopt.protocols import KVStore
 
@@ -14,7 +15,7 @@ class AnswerCache(ValueCache):
     Args:
         cache: A cache or a store; one in memory of its own if None.
         kind: Name in keys and statistics: ``"answer"`` of a chain, ``"llm"`` of a model alone.
-        ttl: Seconds that an answer is kept; None until it is evicted.
+        ttl: Seconds that an answer is kept, None until it is evicted, or a ``Freshness``.
         options: Other arguments of ``ValueCache``.
     """
 
@@ -23,7 +24,7 @@ class AnswerCache(ValueCache):
         cache: KVStore | None = None,
         *,
         kind: str = "answer",
-        ttl: float | None = 3_600,
+        ttl: TimeToLive = 3_600,
         **options: Any,
     ) -> None:
         super().__init__(kind, cache, ttl=ttl, **options)

@@ -72,6 +72,7 @@ class CachedEmbedder(BaseEmbedder):
         keys: list[bytes] = []
         for output in order:
             keys += self._space(role, output).text_keys(unique)
+        trips = self.cache.trips
         entries = await io.call(self.cache.get_many, self.cache.aget_many, keys)
         values = [None if entry is None else entry[0] for entry in entries]
         columns = {
@@ -98,7 +99,8 @@ class CachedEmbedder(BaseEmbedder):
                     rows, _encode(output, getattr(batch, output), self._precision), strict=True
                 )
             }
-            await io.call(self.cache.set_many, self.cache.aset_many, items, ttl=self._ttl)
+            # Not set_many: an embedding has but one value, so nobody need hear of this one.
+            await self.cache.write(io, range(len(self.cache.layers)), items, self._ttl, trips=trips)
         rows_of: list[int] | None = None
         if len(unique) < len(texts):
             numbers = {text: row for row, text in enumerate(unique)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.values import ValueCache
 from ragopt.protocols import KVStore
 
@@ -16,11 +17,11 @@ class RetrievalCache(ValueCache):
 
     Args:
         cache: A cache or a store; one in memory of its own if None.
-        ttl: Seconds that a result is kept; None until it is evicted.
+        ttl: Seconds that a result is kept, None until it is evicted, or a ``Freshness``.
         options: Other arguments of ``ValueCache``; ``settings`` is what identifies the retriever.
     """
 
     def __init__(
-        self, cache: KVStore | None = None, *, ttl: float | None = 1_800, **options: Any
+        self, cache: KVStore | None = None, *, ttl: TimeToLive = 1_800, **options: Any
     ) -> None:
         super().__init__("retrieval", cache, ttl=ttl, **options)

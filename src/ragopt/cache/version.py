@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import TypeAlias
 
 from ragopt._runtime import Runtime
+from ragopt.cache.lineage import Lineage
 from ragopt.errors import InvalidInput
 from ragopt.protocols import VectorIndex
 
@@ -13,8 +14,10 @@ Version: TypeAlias = str | Callable[[], str] | VectorIndex
 """A name for the state, a function that returns one, or the index that holds the documents."""
 
 
-async def current(io: Runtime, version: Version) -> str:
-    """Return the version now: the index's token, the function's result, or the string."""
+async def current(io: Runtime, version: Version | None) -> str | None:
+    """Return the version now: the index's token, the function's result, the string, or None."""
+    if version is None:
+        return None
     if isinstance(version, VectorIndex):
         return await io.call(version.version, version.aversion)
     found: object = version() if callable(version) else version
@@ -28,10 +31,12 @@ async def current(io: Runtime, version: Version) -> str:
     return found
 
 
-def check(version: object, what: str) -> None:
-    """Raise InvalidInput for something that cannot tell a version."""
+def check(version: object, lineage: Lineage | None, what: str) -> None:
+    """Raise InvalidInput for what cannot tell a version; without one there must be a lineage."""
+    if version is None and lineage is not None:
+        return
     if not (isinstance(version, (str, VectorIndex)) or callable(version)) or version == "":
         raise InvalidInput(
             f"{what} was given the version {version!r}.",
-            fix="Pass a string, a function that returns one, or a ragopt index.",
+            fix="Pass a string, a function that returns one, or a ragopt index; or a Lineage.",
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.codecs import decode_value, encode_value
 from ragopt.errors import DimensionMismatch, InvalidInput
-from ragopt.filters import Filter
+from ragopt.filters import Filter, Ids
+from ragopt.indexes.checks import check_columns, copy_metadata
+from ragopt.protocols import ChangeListener
+from ragopt.sources import collecting, used
 from ragopt.types import Dense, Embedding, EmbeddingBatch, Hit, Metric, Record, RecordBatch
 
 
@@ -32,6 +34,15 @@ class BaseVectorIndex(ABC):
             )
         self._dimension = dimension
         self._metric = Metric(metric)
+        self._listeners: list[ChangeListener] = []
+
+    def tell(self, listener: ChangeListener, /) -> None:
+        """Tell a listener, such as a ``Lineage``, which records and documents change from now on.
+
+        It is told once the change can be seen, and before the call that made it returns.
+        """
+        if listener not in self._listeners:
+            self._listeners.append(listener)
 
     @property
     def dimension(self) -> int | None:
@@ -139,11 +150,11 @@ class BaseVectorIndex(ABC):
         Raises:
             InvalidInput: No filter was given; ``clear`` removes everything.
         """
-        return run(self._delete(SYNC, _required(where)))
+        return run(self._told_delete(SYNC, _required(where)))
 
     async def adelete(self, where: Filter, /) -> int:
         """Remove the records that match; see ``delete``."""
-        return await self._delete(ASYNC, _required(where))
+        return await self._told_delete(ASYNC, _required(where))
 
     def count(self, where: Filter | None = None, /) -> int:
         """Return how many records there are, or how many match."""
@@ -155,11 +166,11 @@ class BaseVectorIndex(ABC):
 
     def clear(self) -> None:
         """Remove every record."""
-        run(self._delete(SYNC, None))
+        run(self._told_delete(SYNC, None))
 
     async def aclear(self) -> None:
         """Remove every record."""
-        await self._delete(ASYNC, None)
+        await self._told_delete(ASYNC, None)
 
     def search(
         self,
@@ -263,8 +274,33 @@ class BaseVectorIndex(ABC):
             metadatas=[copy_metadata(m) for m in records.metadatas or [{}] * len(ids)],
             document_ids=list(records.document_ids or [None] * len(ids)),
         )
-        await self._add(io, copy, vectors)
+        try:
+            await self._add(io, copy, vectors)
+        finally:  # after a failure too: a server may have stored what it could not confirm
+            await self._tell(io, [*ids, *(copy.document_ids or [])])
         return ids
+
+    async def _told_delete(self, io: Runtime, where: Filter | None) -> int:
+        if not self._listeners:
+            return await self._delete(io, where)
+        if where is None:
+            try:
+                return await self._delete(io, None)
+            finally:
+                for each in self._listeners:
+                    await io.call(each.changed_everything, each.achanged_everything)
+        gone = await self._find(io, where, None, False)
+        try:
+            # Exactly those, and not what has come to match since.
+            return await self._delete(io, Ids([record.id for record in gone])) if gone else 0
+        finally:
+            await self._tell(io, [name for r in gone for name in (r.id, r.document_id)])
+
+    async def _tell(self, io: Runtime, names: Sequence[str | None]) -> None:
+        told = {name for name in names if name is not None} if self._listeners else set()
+        if told:
+            for each in self._listeners:
+                await io.call(each.changed, each.achanged, *told)
 
     async def _checked_search(
         self,
@@ -280,7 +316,10 @@ class BaseVectorIndex(ABC):
         if not len(queries):
             return []
         vectors = self._check_vectors(queries, "query")
-        return await self._search(io, vectors, k, where, min_score, embeddings)
+        found = await self._search(io, vectors, k, where, min_score, embeddings)
+        if collecting() is not None:
+            used(name for hits in found for hit in hits for name in (hit.id, hit.document_id))
+        return found
 
     def _check_vectors(
         self, batch: EmbeddingBatch, what: str, ids: Sequence[str] | None = None
@@ -337,52 +376,3 @@ def _required(where: Filter | None) -> Filter:
             fix="Pass Ids([...]), Documents([...]) or another filter; clear() removes everything.",
         )
     return where
-
-
-def check_columns(records: RecordBatch) -> None:
-    """Raise InvalidInput unless ids are unique and usable and all columns are of one length."""
-    ids = records.ids
-    for name in ("texts", "metadatas", "document_ids"):
-        column = getattr(records, name)
-        if column is not None and len(column) != len(ids):
-            raise InvalidInput(
-                f"{len(ids)} ids came with {len(column)} {name}.", fix="Pass one for each record."
-            )
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = next(id_ for id_ in ids if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
-        raise InvalidInput(
-            f"The id {twice!r} is given twice in one batch. Nothing was stored.",
-            fix="Keep one of the two, or give them different ids.",
-        )
-    for name, values in (("id", ids), ("text", records.texts)):
-        for row, value in enumerate(values):
-            if type(value) is not str or (name == "id" and not value):
-                raise InvalidInput(
-                    f"The {name} in row {row} is {value!r}. Nothing was stored.",
-                    fix=f"Every {name} is a string{' that is not empty' if name == 'id' else ''}.",
-                )
-
-
-_TEXT = frozenset({str})
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-
-
-def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a deep copy of JSON-like metadata.
-
-    Raises:
-        InvalidInput: A key is no string, or a value is of a type that cannot be stored.
-    """
-    copy = dict(metadata)
-    if _TEXT.issuperset(map(type, copy)) and _PLAIN.issuperset(map(type, copy.values())):
-        return copy
-    for key, value in metadata.items():
-        if type(key) is not str:
-            raise InvalidInput(
-                f"The metadata key {key!r} is not a string. Nothing was stored.",
-                fix="Use strings as keys.",
-            )
-        if type(value) not in _PLAIN:
-            copy[key] = decode_value(encode_value(value))  # raises for what cannot be stored
-    return copy

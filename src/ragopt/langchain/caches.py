@@ -14,6 +14,7 @@ from langchain_core.outputs import (
 )
 
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.tiers import TieredCache
 from ragopt.errors import CorruptData, InvalidInput
 from ragopt.langchain.plain import from_plain, to_plain
@@ -30,7 +31,7 @@ class LLMCache(BaseCache):
 
     Args:
         cache: A ``TieredCache`` or a store; one in memory of its own if None.
-        ttl: Seconds that an answer is kept; None until it is evicted.
+        ttl: Seconds that an answer is kept, None until it is evicted, or a ``Freshness``.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
 
@@ -42,7 +43,7 @@ class LLMCache(BaseCache):
         self,
         cache: KVStore | None = None,
         *,
-        ttl: float | None = 3_600,
+        ttl: TimeToLive = 3_600,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:

@@ -10,8 +10,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.freshness import TimeToLive
+from ragopt.cache.keeping import Documents
+from ragopt.cache.lineage import Lineage
 from ragopt.cache.tiers import TieredCache
-from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput, UnkeyableValue
 from ragopt.keys import encode
@@ -34,7 +36,10 @@ class CachedChain(Runnable[Any, Any]):
         name: What identifies the chain: its prompt, model and retriever. Change it when they do.
         version: The state of the documents; best the vector store itself, so that every change
             of it makes the answers before it unreachable.
-        ttl: Seconds that an answer is kept; None until it is evicted.
+        lineage: Instead of a version, or with it: a change of a document makes only those
+            answers unreachable that were built on it.
+        documents: Names the documents of an answer, for a chain whose retriever is not ragopt's.
+        ttl: Seconds that an answer is kept, None until it is evicted, or a ``Freshness``.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
 
@@ -51,23 +56,27 @@ class CachedChain(Runnable[Any, Any]):
         cache: KVStore | None = None,
         *,
         name: str,
-        version: Version | IndexVectorStore,
-        ttl: float | None = 3_600,
+        version: Version | IndexVectorStore | None = None,
+        lineage: Lineage | None = None,
+        documents: Documents | None = None,
+        ttl: TimeToLive = 3_600,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
         if not name:
             raise InvalidInput("A cached chain has no name.", fix='Pass name="...".')
         source = version.index if isinstance(version, IndexVectorStore) else version
-        check(source, f"The cached chain {name!r}")
+        check(source, lineage, f"The cached chain {name!r}")
+        self._source: Version | None = source
         self.chain = chain
         self.name = name
-        self._source: Version = source
+        self._documents = documents
         self._answers = AnswerCache(
             cache,
             ttl=ttl,
             encode=to_plain,
             decode=from_plain,
+            lineage=lineage,
             namespace=namespace,
             tenant=tenant,
         )
@@ -104,9 +113,8 @@ class CachedChain(Runnable[Any, Any]):
         except (InvalidInput, UnkeyableValue):
             self.cache.stats.count(self._answers.kind, "uncacheable")
             return await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
-        stored = await io.call(self._answers.get, self._answers.aget, payload)
-        if stored is not MISSING:
-            return stored
-        answer = await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
-        await io.call(self._answers.set, self._answers.aset, payload, answer)
-        return answer
+
+        async def answer() -> Any:
+            return await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
+
+        return await self._answers.once(io, payload, answer, self._documents)

@@ -16,13 +16,13 @@ from pydantic import ConfigDict, PrivateAttr
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.retrieval import RetrievalCache
-from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
 from ragopt.keys import encode
 from ragopt.langchain.plain import from_plain, to_plain
 from ragopt.langchain.vectorstores import IndexVectorStore
 from ragopt.protocols import KVStore
+from ragopt.sources import used
 
 
 class CachedRetriever(BaseRetriever):
@@ -37,9 +37,11 @@ class CachedRetriever(BaseRetriever):
         retriever: The retriever you use today.
         cache: A ``TieredCache`` or a store; one in memory of its own if None.
         k: Results to ask the retriever for, as its own ``k`` argument; None for its default.
-        ttl: Seconds that a result is kept; None until it is evicted.
+        ttl: Seconds that a result is kept, None until it is evicted, or a ``Freshness``.
         name: What identifies the retriever.
         version: The state of its documents: a string, a function that returns one, or an index.
+        lineage: Instead of a version: a change of a document ends only the results that hold it.
+            A document that is added is then found by new questions alone.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
 
@@ -57,14 +59,15 @@ class CachedRetriever(BaseRetriever):
     retriever: BaseRetriever
     cache: Any = None
     k: int | None = None
-    ttl: float | None = 1_800
+    ttl: Any = 1_800
     name: str | None = None
     version: Any = None
+    lineage: Any = None
     namespace: str = "default"
     tenant: str | None = None
 
     _results: RetrievalCache = PrivateAttr()
-    _source: Version = PrivateAttr()
+    _source: Version | None = PrivateAttr()
 
     def __init__(
         self, retriever: BaseRetriever, cache: KVStore | None = None, **fields: Any
@@ -83,7 +86,8 @@ class CachedRetriever(BaseRetriever):
         if isinstance(inner, VectorStoreRetriever) and isinstance(
             inner.vectorstore, IndexVectorStore
         ):
-            version = inner.vectorstore.index if version is None else version
+            if version is None and self.lineage is None:
+                version = inner.vectorstore.index
             spec = inner.vectorstore.embedder.spec
             settings = (
                 inner.search_type,
@@ -91,14 +95,15 @@ class CachedRetriever(BaseRetriever):
                 (spec.model, spec.revision, spec.params),
             )
             encode(settings)  # raises for a filter that is a function
-        elif self.name is None or version is None:
+        elif self.name is None or (version is None and self.lineage is None):
             raise InvalidInput(
                 f"A {type(inner).__name__} cannot tell when its documents change.",
-                fix='Pass name="..." and version="..." (or a function that returns the version).',
+                fix='Pass name="..." and version="..." (or a function that returns the version), '
+                "or a lineage.",
             )
         if isinstance(version, IndexVectorStore):
             version = version.index
-        check(version, "The cached retriever")
+        check(version, self.lineage, "The cached retriever")
         self._source = version
         self._results = RetrievalCache(
             self.cache,
@@ -106,6 +111,7 @@ class CachedRetriever(BaseRetriever):
             settings=(self.name, settings),
             encode=to_plain,
             decode=from_plain,
+            lineage=self.lineage,
             namespace=self.namespace,
             tenant=self.tenant,
         )
@@ -127,13 +133,17 @@ class CachedRetriever(BaseRetriever):
         if self.k is not None:
             kwargs = {"k": self.k, **kwargs}
         payload = (await current(io, self._source), query, kwargs)
-        stored = await io.call(self._results.get, self._results.aget, payload)
-        if stored is not MISSING:
-            found: list[Document] = stored
-            return found
         inner = self.retriever
-        found = await io.call(
-            inner.invoke, inner.ainvoke, query, {"callbacks": callbacks}, **kwargs
-        )
-        await io.call(self._results.set, self._results.aset, payload, found)
+
+        async def search() -> list[Document]:
+            return await io.call(
+                inner.invoke, inner.ainvoke, query, {"callbacks": callbacks}, **kwargs
+            )
+
+        found: list[Document] = await self._results.once(io, payload, search, _names)
+        used(_names(found))  # for an answer that is made from them
         return found
+
+
+def _names(documents: list[Document]) -> list[str]:
+    return [document.id for document in documents if document.id is not None]

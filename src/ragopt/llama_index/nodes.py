@@ -102,6 +102,16 @@ def decode_nodes(stored: Any) -> list[NodeWithScore]:
     return [NodeWithScore(node=from_plain(fields), score=score) for fields, score in stored]
 
 
+def names_of(nodes: list[NodeWithScore]) -> list[str]:
+    """Return the ids of nodes and of the documents that they were cut from."""
+    return [
+        name
+        for each in nodes
+        for name in (each.node.node_id, each.node.ref_doc_id)
+        if name is not None
+    ]
+
+
 def _text(node: BaseNode) -> str | None:
     if isinstance(node, TextNode):
         return node.text

@@ -13,11 +13,12 @@ from llama_index.core.schema import QueryBundle
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.freshness import TimeToLive
+from ragopt.cache.lineage import Lineage
 from ragopt.cache.tiers import TieredCache
-from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
-from ragopt.llama_index.nodes import decode_nodes, encode_nodes
+from ragopt.llama_index.nodes import decode_nodes, encode_nodes, names_of
 from ragopt.llama_index.queries import copy_query, query_key, to_version
 from ragopt.llama_index.vector_stores import IndexVectorStore
 from ragopt.protocols import KVStore
@@ -35,7 +36,9 @@ class CachedQueryEngine(BaseQueryEngine):
         name: What identifies the engine: its prompts, model and retriever. Change it when they do.
         version: The state of the documents; best the ``VectorStoreIndex`` or the vector store
             itself, so that every change of it makes the answers before it unreachable.
-        ttl: Seconds that an answer is kept; None until it is evicted.
+        lineage: Instead of a version, or with it: a change of a document makes only those
+            answers unreachable that were built on it.
+        ttl: Seconds that an answer is kept, None until it is evicted, or a ``Freshness``.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
 
@@ -52,24 +55,26 @@ class CachedQueryEngine(BaseQueryEngine):
         cache: KVStore | None = None,
         *,
         name: str,
-        version: Version | IndexVectorStore | VectorStoreIndex,
-        ttl: float | None = 3_600,
+        version: Version | IndexVectorStore | VectorStoreIndex | None = None,
+        lineage: Lineage | None = None,
+        ttl: TimeToLive = 3_600,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
         if not name:
             raise InvalidInput("A cached query engine has no name.", fix='Pass name="...".')
         source = to_version(version)
-        check(source, f"The cached query engine {name!r}")
+        check(source, lineage, f"The cached query engine {name!r}")
         super().__init__(query_engine.callback_manager)
         self._query_engine = query_engine
         self._name = name
-        self._source: Version = source
+        self._source: Version | None = source
         self._answers = AnswerCache(
             cache,
             ttl=ttl,
             encode=_encode,
             decode=_decode,
+            lineage=lineage,
             namespace=namespace,
             tenant=tenant,
         )
@@ -99,13 +104,16 @@ class CachedQueryEngine(BaseQueryEngine):
     async def _answer(self, io: Runtime, query: QueryBundle) -> RESPONSE_TYPE:
         own = copy_query(query)  # the wrapped engine may write into it
         payload = ("query_engine", self._name, await current(io, self._source), *query_key(own))
-        stored = await io.call(self._answers.get, self._answers.aget, payload)
-        if stored is not MISSING:
-            known: Response = stored
-            return known
-        answer = await io.call(self._query_engine.query, self._query_engine.aquery, own)
-        await io.call(self._answers.set, self._answers.aset, payload, answer)
+
+        async def ask() -> RESPONSE_TYPE:
+            return await io.call(self._query_engine.query, self._query_engine.aquery, own)
+
+        answer: RESPONSE_TYPE = await self._answers.once(io, payload, ask, _names)
         return answer
+
+
+def _names(answer: RESPONSE_TYPE) -> list[str]:
+    return names_of(answer.source_nodes)
 
 
 def _encode(answer: RESPONSE_TYPE) -> dict[str, Any]:

@@ -9,17 +9,19 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.cache.freshness import TimeToLive
+from ragopt.cache.lineage import Lineage
 from ragopt.cache.retrieval import RetrievalCache
 from ragopt.cache.tiers import TieredCache
-from ragopt.cache.values import MISSING
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
 from ragopt.llama_index.embeddings import as_embedder
 from ragopt.llama_index.filters import selection
-from ragopt.llama_index.nodes import decode_nodes, encode_nodes
+from ragopt.llama_index.nodes import decode_nodes, encode_nodes, names_of
 from ragopt.llama_index.queries import copy_query, query_key, to_version
 from ragopt.llama_index.vector_stores import IndexVectorStore
 from ragopt.protocols import KVStore, VectorIndex
+from ragopt.sources import used
 
 
 class CachedRetriever(BaseRetriever):
@@ -33,9 +35,11 @@ class CachedRetriever(BaseRetriever):
     Args:
         retriever: The retriever you use today.
         cache: A ``TieredCache`` or a store; one in memory of its own if None.
-        ttl: Seconds that a result is kept; None until it is evicted.
+        ttl: Seconds that a result is kept, None until it is evicted, or a ``Freshness``.
         name: What identifies the retriever.
         version: The state of its documents: a string, a function that returns one, or an index.
+        lineage: Instead of a version: a change of a document ends only the results that hold it.
+            A document that is added is then found by new questions alone.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
 
@@ -52,31 +56,34 @@ class CachedRetriever(BaseRetriever):
         retriever: BaseRetriever,
         cache: KVStore | None = None,
         *,
-        ttl: float | None = 1_800,
+        ttl: TimeToLive = 1_800,
         name: str | None = None,
         version: Version | IndexVectorStore | VectorStoreIndex | None = None,
+        lineage: Lineage | None = None,
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
         super().__init__(callback_manager=retriever.callback_manager)
         self._retriever = retriever
         index, settings = _identity(retriever)
-        if version is None:
+        if version is None and lineage is None:
             version = index
-        if version is None or (index is None and name is None):
+        if (version is None and lineage is None) or (index is None and name is None):
             raise InvalidInput(
                 f"A {type(retriever).__name__} cannot tell when its documents change.",
-                fix='Pass name="..." and version="..." (or a function that returns the version).',
+                fix='Pass name="..." and version="..." (or a function that returns the version), '
+                "or a lineage.",
             )
         source = to_version(version)
-        check(source, "The cached retriever")
-        self._version: Version = source
+        check(source, lineage, "The cached retriever")
+        self._version: Version | None = source
         self._results = RetrievalCache(
             cache,
             ttl=ttl,
             settings=(name, settings),
             encode=encode_nodes,
             decode=decode_nodes,
+            lineage=lineage,
             namespace=namespace,
             tenant=tenant,
         )
@@ -95,12 +102,12 @@ class CachedRetriever(BaseRetriever):
     async def _cached(self, io: Runtime, query: QueryBundle) -> list[NodeWithScore]:
         own = copy_query(query)  # the wrapped retriever may write into it
         payload = (await current(io, self._version), *query_key(own))
-        stored = await io.call(self._results.get, self._results.aget, payload)
-        if stored is not MISSING:
-            known: list[NodeWithScore] = stored
-            return known
-        found = await io.call(self._retriever.retrieve, self._retriever.aretrieve, own)
-        await io.call(self._results.set, self._results.aset, payload, found)
+
+        async def search() -> list[NodeWithScore]:
+            return await io.call(self._retriever.retrieve, self._retriever.aretrieve, own)
+
+        found: list[NodeWithScore] = await self._results.once(io, payload, search, names_of)
+        used(names_of(found))  # for an answer that is made from them
         return found
 
 

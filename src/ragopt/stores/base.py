@@ -14,7 +14,7 @@ from ragopt.protocols import Clock, Entry
 
 
 class BaseKVStore(ABC):
-    """A ``KVStore`` from six operations, each written once for both colours.
+    """A ``KVStore`` from seven operations, each written once for both colours.
 
     Args:
         clock: Seconds since the epoch.
@@ -41,6 +41,9 @@ class BaseKVStore(ABC):
 
     @abstractmethod
     async def _count(self, io: Runtime, prefix: bytes) -> int: ...
+
+    @abstractmethod
+    async def _keys(self, io: Runtime, prefix: bytes) -> list[bytes]: ...
 
     @abstractmethod
     async def _close(self, io: Runtime) -> None: ...
@@ -88,6 +91,14 @@ class BaseKVStore(ABC):
     async def acount(self, prefix: bytes = b"", /) -> int:
         """Return how many live keys start with ``prefix``."""
         return await self._count(ASYNC, prefix)
+
+    def keys(self, prefix: bytes = b"", /) -> list[bytes]:
+        """Return the live keys that start with ``prefix``, each once, in no order."""
+        return run(self._keys(SYNC, prefix))
+
+    async def akeys(self, prefix: bytes = b"", /) -> list[bytes]:
+        """Return the live keys that start with ``prefix``, each once, in no order."""
+        return await self._keys(ASYNC, prefix)
 
     def close(self) -> None:
         """Release files, connections and memory. Closing twice is no error."""

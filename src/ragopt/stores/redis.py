@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 from ragopt._imports import require
-from ragopt._runtime import PerLoop, Runtime
-from ragopt.codecs import seal, unseal
-from ragopt.errors import BackendUnavailable, InvalidInput, StorageError
-from ragopt.protocols import Clock, Entry
-from ragopt.stores.base import BaseKVStore
+from ragopt._run import run
+from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.codecs import STAMP_SIZE, seal, signing_keys, unseal
+from ragopt.errors import InvalidInput
+from ragopt.protocols import ChangeLog, Clock, Entry
+from ragopt.stores import _redis_claims as claims
+from ragopt.stores._redis_servers import RedisServers
+from ragopt.stores._redis_stats import RedisServerStats
+from ragopt.stores.coordinating import CLAIM, CoordinatingStore, is_claim, new_claim
+
+__all__ = ["RedisServerStats", "RedisStore"]
 
 _CHUNK = 500  # keys in one round trip
 _PAGE = 1000  # keys that one SCAN looks at
 _MARK = seal(b"", b"", None)[:3]  # the first bytes of every value that ragopt wrote
 
 
-class RedisStore(BaseKVStore):
-    """Bytes on a Redis server, shared by processes and machines.
+class RedisStore(CoordinatingStore):
+    """Bytes on Redis or Valkey servers, shared by processes and machines.
 
-    The connections are opened at the first use: one pool for sync calls, one for each event loop.
-    A call that needs a connection while all are busy waits for one. Nothing is tried again, so a
-    server that is gone costs one ``timeout``. Every value carries a checksum; one that fails is
-    an absent entry. How much is kept, and what goes first, is the server's ``maxmemory`` and
-    ``maxmemory-policy``.
+    | URL | Servers |
+    |---|---|
+    | `redis://user:password@host:6379/0` | one server |
+    | `rediss://host:6379/0?ssl_ca_certs=ca.pem` | one server, over TLS |
+    | `unix:///run/redis.sock?db=0&username=user&password=password` | one server on this machine |
+    | `redis://host1:6379,host2:6379?cluster=true` | a cluster; any of its servers will do |
+    | `redis+sentinel://host1:26379,host2:26379/mymaster/0` | the master that a Sentinel names |
 
-    The database may hold other programs' keys: ``count`` and ``clear`` look only at what a ragopt
-    store wrote.
+    `rediss` takes redis-py's options `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` and
+    `ssl_check_hostname`, and goes with clusters and Sentinels (`rediss+sentinel`) as well. User
+    and password are also shown to the Sentinels, and left out where those refuse them. The
+    database of a cluster is always 0.
+
+    The connections are opened at the first use: to each server, one pool for sync calls and one
+    for each event loop. A call that needs a connection while all are busy waits for one. Nothing
+    is tried again, so a server that is gone costs one ``timeout``; where a Sentinel or a cluster
+    has to be asked for another one first, the next call pays a second. Only the redirections
+    of a cluster are followed at once.
+
+    Every value carries a checksum; one that fails is an absent entry. How much is kept, and what
+    goes first, is the server's ``maxmemory`` and ``maxmemory-policy``. The database may hold other
+    programs' keys: ``count`` and ``clear`` look only at what a ragopt store wrote.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database.
+        url: Where the servers are.
         timeout: Seconds to wait for a connection, and for each answer.
         max_connections: Bound on the connections of each pool.
+        compress_above: Compress longer values with zstd, in bytes; None for none. Without it,
+            compressed entries can be read where zstandard is installed.
+        secret: At least 16 bytes that sign the entries, so that who can write to the server but
+            does not know them cannot plant a value. Of several the first one signs and all
+            verify: to replace a secret, first add the new one at the end everywhere, then move it
+            to the front, then drop the old one. With a secret, entries that are not signed with
+            it are absent; without, signed entries are.
         clock: Seconds since the epoch.
 
     Raises:
-        MissingDependency: The redis package is not installed.
-        InvalidInput: The URL cannot be read.
-        BackendUnavailable: From every operation: the server could not be reached, or did not
+        MissingDependency: The redis package is not installed, or zstandard with
+            ``compress_above``.
+        InvalidInput: The URL cannot be read, ``compress_above`` is below 0, or a secret is too
+            short.
+        BackendUnavailable: From every operation: a server could not be reached, or did not
             answer in time.
-        StorageError: From every operation: the server refused it, since it is full, or the
+        StorageError: From every operation: a server refused it, since it is full, or the
             password is wrong, or the like. The sentence says which.
     """
 
@@ -57,185 +84,185 @@ class RedisStore(BaseKVStore):
         *,
         timeout: float = 0.25,
         max_connections: int = 64,
+        compress_above: int | None = None,
+        secret: bytes | Sequence[bytes] | None = None,
         clock: Clock = time.time,
     ) -> None:
         super().__init__(clock=clock)
         self.corrupt_entries = 0
-        self._redis = require("redis", "redis")
-        self._timeout = timeout
-        self._max_connections = max_connections
-        self._url = url
-        self._address = self._read_address(url)
-        self._client = self._connect(self._redis)
-        self._clients = PerLoop(self._connect_loop)
+        self.timeout = timeout
+        self._servers = RedisServers(url, timeout=timeout, max_connections=max_connections)
+        self._secrets = signing_keys(secret)
+        self._compress_above = compress_above
+        if compress_above is not None:
+            require("zstandard", "zstd")
+            if compress_above < 0:
+                raise InvalidInput(
+                    f"compress_above={compress_above} was given.",
+                    fix="Give a number of bytes, or None to compress nothing.",
+                )
 
     def __repr__(self) -> str:
-        return f"RedisStore({self._address!r})"
+        return f"RedisStore({self._servers.name!r})"
+
+    def server_stats(self) -> RedisServerStats:
+        """Return the servers' own figures, added up over all masters of a cluster.
+
+        Raises:
+            BackendUnavailable: A server could not be reached, or did not answer in time.
+            StorageError: A server refused the command INFO.
+        """
+        return run(self._server_stats(SYNC))
+
+    async def aserver_stats(self) -> RedisServerStats:
+        """Return the servers' own figures; see ``server_stats``."""
+        return await self._server_stats(ASYNC)
+
+    async def _server_stats(self, io: Runtime) -> RedisServerStats:
+        ask = self._servers.ask_server
+        masters = await self._servers.masters(io)
+        return RedisServerStats.from_info([await ask(io, each, "INFO") for each in masters])
 
     async def _get_many(self, io: Runtime, keys: Sequence[bytes]) -> list[Entry | None]:
-        blobs: list[bytes | None] = []
-        with self._explained():
-            client = await self._reach(io)
-            for chunk in _chunks(keys):
-                blobs += await io.call(client.mget, client.mget, chunk)
+        blobs = [blob for found in await self._for_keys(io, "MGET", keys) for blob in found]
         now = self._clock()
         return [self._open(key, blob, now) for key, blob in zip(keys, blobs, strict=True)]
 
     async def _set_many(
         self, io: Runtime, items: Mapping[bytes, bytes], expires_at: float | None
     ) -> None:
-        # At least 1 ms: Redis takes 0 for an error.
-        lifetime = (
-            None if expires_at is None else max(1, math.ceil((expires_at - self._clock()) * 1000))
-        )
-        with self._explained():
-            client = await self._reach(io)
-            for chunk in _chunks(list(items)):
-                pipe = client.pipeline(transaction=False)
-                for key in chunk:
-                    pipe.set(key, seal(key, items[key], expires_at), px=lifetime)
-                await io.call(pipe.execute, pipe.execute)
-
-    async def _delete_many(self, io: Runtime, keys: Sequence[bytes]) -> int:
-        with self._explained():
-            client = await self._reach(io)
-            return sum(
-                [await io.call(client.unlink, client.unlink, *chunk) for chunk in _chunks(keys)]
+        lifetime: tuple[Any, ...] = ()
+        if expires_at is not None:
+            lifetime = "PX", claims.milliseconds(expires_at - self._clock())
+        for chunk in _chunks(items):
+            blobs = (self._seal(key, items[key], expires_at) for key in chunk)
+            await self._servers.ask(
+                io,
+                [
+                    (key, ("SET", key, blob, *lifetime))
+                    for key, blob in zip(chunk, blobs, strict=True)
+                ],
             )
 
+    async def _delete_many(self, io: Runtime, keys: Sequence[bytes]) -> int:
+        return sum(await self._for_keys(io, "UNLINK", keys))
+
     async def _clear(self, io: Runtime, prefix: bytes) -> None:
-        with self._explained():
-            client = await self._reach(io)
-            async for keys in self._scan(io, client, prefix):
-                await io.call(client.unlink, client.unlink, *keys)
+        async for keys in self._scan(io, prefix, (_MARK, CLAIM)):
+            await self._delete_many(io, keys)
 
     async def _count(self, io: Runtime, prefix: bytes) -> int:
+        return len(await self._keys(io, prefix))
+
+    async def _keys(self, io: Runtime, prefix: bytes) -> list[bytes]:
         seen: set[bytes] = set()  # SCAN may show a key twice
-        with self._explained():
-            client = await self._reach(io)
-            async for keys in self._scan(io, client, prefix):
-                seen.update(keys)
-        return len(seen)
+        async for keys in self._scan(io, prefix):
+            seen.update(keys)
+        return list(seen)
 
     async def _close(self, io: Runtime) -> None:
         """Close the sync connections and, in the async colour, those of the running loop."""
-        self._client.close()
-        await io.call(lambda: None, self._close_loop_client)
+        await self._servers.close(io)
 
-    async def _close_loop_client(self) -> None:
-        client = self._clients.pop()
-        if client is not None:
-            await client.aclose()
+    # -- claims and logs -------------------------------------------------------------------
 
-    async def _scan(self, io: Runtime, client: Any, prefix: bytes) -> AsyncIterator[list[bytes]]:
-        """Yield the keys with a prefix whose values ragopt wrote, page by page."""
+    async def _claim(
+        self, io: Runtime, key: bytes, seconds: float, over: bytes | None
+    ) -> bytes | None:
+        token = new_claim()
+        lifetime = claims.milliseconds(seconds)
+        if await self._run_script(io, claims.CLAIM, key, token, lifetime, over or b""):
+            return token
+        ((blob,),) = await self._servers.ask(io, [(key, ("MGET", key))])
+        if blob is None or is_claim(blob) or unseal(key, blob, self._secrets) is not None:
+            return None
+        # What nobody can read must not keep the key from being computed.
+        stamp = blob[:STAMP_SIZE]
+        taken = await self._run_script(io, claims.CLAIM, key, token, lifetime, stamp)
+        return token if taken else None
+
+    async def _extend(self, io: Runtime, key: bytes, token: bytes, seconds: float) -> bool:
+        lifetime = claims.milliseconds(seconds)
+        return bool(await self._run_script(io, claims.EXTEND, key, token, lifetime))
+
+    async def _commit(
+        self, io: Runtime, key: bytes, token: bytes, value: bytes, expires_at: float | None
+    ) -> bool:
+        lifetime: int | bytes = b""
+        if expires_at is not None:
+            lifetime = claims.milliseconds(expires_at - self._clock())
+        blob = self._seal(key, value, expires_at)
+        return bool(await self._run_script(io, claims.COMMIT, key, token, blob, lifetime))
+
+    async def _release(self, io: Runtime, key: bytes, token: bytes) -> bool:
+        return bool(await self._run_script(io, claims.RELEASE, key, token))
+
+    async def _mark(self, io: Runtime, space: bytes, tags: Sequence[bytes]) -> ChangeLog:
+        reply = await self._run_log(io, claims.MARK, space, *map(claims.member, tags))
+        return claims.state(reply)
+
+    async def _last_changes(
+        self, io: Runtime, space: bytes, tags: Sequence[bytes]
+    ) -> tuple[ChangeLog, list[int]]:
+        reply = await self._run_log(io, claims.LAST_CHANGES, space, *map(claims.member, tags))
+        return claims.state(reply), [int(float(seq)) for seq in reply[3]]
+
+    async def _changes_since(
+        self, io: Runtime, space: bytes, seq: int
+    ) -> tuple[ChangeLog, list[bytes]]:
+        reply = await self._run_log(io, claims.CHANGES_SINCE, space, seq)
+        return claims.state(reply), claims.tags(reply[3])
+
+    async def _run_log(self, io: Runtime, script: str, space: bytes, *words: Any) -> Any:
+        return await self._run_script(io, script, claims.log_key(space), claims.new_id(), *words)
+
+    async def _run_script(self, io: Runtime, script: str, key: bytes, *words: Any) -> Any:
+        (reply,) = await self._servers.ask(io, [(key, ("EVAL", script, 1, key, *words))])
+        return reply
+
+    # -- many keys -------------------------------------------------------------------------
+
+    async def _for_keys(self, io: Runtime, name: str, keys: Sequence[bytes]) -> list[Any]:
+        """Send a command for many keys, in as few parts as one round trip to each server takes."""
+        replies: list[Any] = []
+        for chunk in _chunks(keys):
+            # A cluster takes several keys in a command only where they share a slot.
+            parts = [[key] for key in chunk] if self._servers.is_cluster else [chunk]
+            replies += await self._servers.ask(io, [(part[0], (name, *part)) for part in parts])
+        return replies
+
+    async def _scan(
+        self, io: Runtime, prefix: bytes, begin: tuple[bytes, ...] = (_MARK,)
+    ) -> AsyncIterator[list[bytes]]:
+        """Yield the keys with a prefix whose values begin as ragopt's do, page by page."""
         pattern = re.sub(rb"[\\*?\[\]]", rb"\\\g<0>", prefix) + b"*"
-        cursor = 0
-        while True:
-            cursor, keys = await io.call(
-                client.scan, client.scan, cursor, match=pattern, count=_PAGE, _type="STRING"
-            )
-            if keys:
-                pipe = client.pipeline(transaction=False)
-                for key in keys:
-                    pipe.getrange(key, 0, len(_MARK) - 1)
-                marks = await io.call(pipe.execute, pipe.execute)
-                ours = [key for key, mark in zip(keys, marks, strict=True) if mark == _MARK]
+        options = "MATCH", pattern, "COUNT", _PAGE, "TYPE", "STRING"
+        for server in await self._servers.masters(io):
+            cursor: int | None = None
+            while cursor != 0:
+                cursor, keys = await self._servers.ask_server(
+                    io, server, "SCAN", cursor or 0, *options
+                )
+                begins = [(key, ("GETRANGE", key, 0, len(_MARK) - 1)) for key in keys]
+                marks = await self._servers.ask(io, begins) if keys else []
+                ours = [key for key, mark in zip(keys, marks, strict=True) if mark in begin]
                 if ours:
                     yield ours
-            if cursor == 0:
-                return
+
+    def _seal(self, key: bytes, value: bytes, expires_at: float | None) -> bytes:
+        return seal(key, value, expires_at, self._secrets, self._compress_above)
 
     def _open(self, key: bytes, blob: bytes | None, now: float) -> Entry | None:
         if blob is None:
             return None
-        entry = unseal(key, blob)
+        entry = unseal(key, blob, self._secrets)
         if entry is None:
-            self.corrupt_entries += 1
+            self.corrupt_entries += not is_claim(blob)
         elif entry.expires_at is not None and entry.expires_at <= now:
             return None
         return entry
 
-    # -- connections -----------------------------------------------------------------------
 
-    async def _reach(self, io: Runtime) -> Any:
-        """Return the client of this colour; both have the same methods."""
-        return await io.call(lambda: self._client, self._loop_client)
-
-    async def _loop_client(self) -> Any:
-        return self._clients.get()
-
-    def _connect_loop(self) -> Any:
-        return self._connect(require("redis.asyncio", "redis"))
-
-    def _connect(self, module: Any) -> Any:
-        """Make a client of ``redis`` or ``redis.asyncio``; it connects when it is used."""
-        retry = require(f"{module.__name__}.retry", "redis").Retry
-        backoff = require("redis.backoff", "redis").NoBackoff
-        pool = module.BlockingConnectionPool.from_url(
-            self._url,
-            timeout=self._timeout,
-            max_connections=self._max_connections,
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            retry=retry(backoff(), 0),
-            decode_responses=False,
-        )
-        return module.Redis.from_pool(pool)
-
-    def _read_address(self, url: str) -> str:
-        """Return where the server is, without user and password."""
-        try:
-            options = require("redis.connection", "redis").parse_url(url)
-            if "decode_responses" in options:
-                raise ValueError("values are bytes")
-        except ValueError:
-            # The driver's own words may quote a part of the password.
-            raise InvalidInput(
-                "The URL of a Redis store cannot be read.",
-                fix="Write it as redis://user:password@host:6379/0, with special characters of "
-                "the password percent-encoded, and without decode_responses.",
-            ) from None
-        database = options.get("db", 0)
-        if "path" in options:
-            return f"unix://{options['path']}?db={database}"
-        return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}/{database}"
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (self._redis.RedisError, OSError) as error:
-            raise self._explain(error) from error
-
-    def _explain(self, error: Exception) -> StorageError:
-        redis, text = self._redis, str(error) or type(error).__name__
-        if isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError)):
-            return StorageError(
-                f"The Redis server at {self._address} refused the user name or password ({text}).",
-                fix="Check both in the URL; special characters must be percent-encoded.",
-            )
-        if isinstance(error, (redis.TimeoutError, TimeoutError)):
-            return BackendUnavailable(
-                f"The Redis server at {self._address} did not answer within {self._timeout} s.",
-                fix="Check that it is running and not overloaded, or raise timeout.",
-            )
-        if isinstance(error, (redis.ConnectionError, OSError)):
-            return BackendUnavailable(
-                f"The Redis server at {self._address} cannot be reached ({text}).",
-                fix="Check that it is running and that host and port of the URL are right.",
-            )
-        if isinstance(error, redis.OutOfMemoryError):
-            return StorageError(
-                f"The Redis server at {self._address} is full and refuses to store more ({text}).",
-                fix="Raise its maxmemory, or set maxmemory-policy to allkeys-lru.",
-            )
-        return StorageError(
-            f"The Redis server at {self._address} refused a command ({text}).",
-            fix="Check the permissions of the user, and that the server is not read-only.",
-        )
-
-
-def _chunks(keys: Sequence[bytes]) -> Iterator[list[bytes]]:
+def _chunks(keys: Sequence[bytes] | Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
     remaining = iter(keys)
     return iter(lambda: list(islice(remaining, _CHUNK)), [])

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import RLock
+from typing import Any, TypeVar
 
 from ragopt._runtime import Runtime
-from ragopt.codecs import seal, unseal
+from ragopt.codecs import seal, signing_keys, unseal
 from ragopt.errors import BackendUnavailable, CorruptData, StorageError
-from ragopt.protocols import Clock, Entry
-from ragopt.stores.base import BaseKVStore
+from ragopt.protocols import ChangeLog, Clock, Entry
+from ragopt.stores import _sqlite_claims as claims
+from ragopt.stores.coordinating import CLAIM, CoordinatingStore, is_claim
+
+T = TypeVar("T")
 
 _APPLICATION_ID = 0x7261676F  # "rago", so that somebody else's database is never written to
 _SCHEMA_VERSION = 1
@@ -23,7 +27,7 @@ _CHUNK = 500  # keys in one statement; SQLite admits 999 and more
 _PURGE_EVERY = 256  # write calls between two looks for expired rows
 
 
-class SqliteStore(BaseKVStore):
+class SqliteStore(CoordinatingStore):
     """Bytes in one file, kept over restarts.
 
     The file is opened at the first use, in WAL mode: readers and a writer do not wait for each
@@ -33,9 +37,13 @@ class SqliteStore(BaseKVStore):
         path: The file; missing folders are made, for this user alone.
         max_bytes: Bound on the data. Above it the expired entries go, then the oldest.
         timeout: Seconds to wait for another process's write lock.
+        secret: At least 16 bytes that sign the entries, so that who can write to the file but
+            does not know them cannot plant a value; several as in ``RedisStore``. With a secret,
+            entries that are not signed with it are absent; without, signed entries are.
         clock: Seconds since the epoch.
 
     Raises:
+        InvalidInput: A secret is too short.
         StorageError: From every operation: the file is no database or another program's, the
             disk is full, the folder cannot be written. The sentence says which.
         BackendUnavailable: Another process held the write lock for longer than ``timeout``.
@@ -48,14 +56,16 @@ class SqliteStore(BaseKVStore):
         path: str | os.PathLike[str],
         *,
         max_bytes: int = 2**30,
-        timeout: float = 2.0,
+        timeout: float = 0.5,
+        secret: bytes | Sequence[bytes] | None = None,
         clock: Clock = time.time,
     ) -> None:
         super().__init__(clock=clock)
         self.path = Path(path).expanduser()
         self.max_bytes = max_bytes
         self.corrupt_entries = 0
-        self._timeout = timeout
+        self._secrets = signing_keys(secret)
+        self.timeout = timeout
         self._lock = RLock()
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
@@ -80,8 +90,41 @@ class SqliteStore(BaseKVStore):
     async def _count(self, io: Runtime, prefix: bytes) -> int:
         return await io.cpu(self._count_prefix, prefix)
 
+    async def _keys(self, io: Runtime, prefix: bytes) -> list[bytes]:
+        return await io.cpu(self._list_prefix, prefix)
+
     async def _close(self, io: Runtime) -> None:
         await io.cpu(self._disconnect)
+
+    async def _claim(
+        self, io: Runtime, key: bytes, seconds: float, over: bytes | None
+    ) -> bytes | None:
+        return await io.cpu(self._change, claims.claim, key, self._clock(), seconds, over)
+
+    async def _extend(self, io: Runtime, key: bytes, token: bytes, seconds: float) -> bool:
+        return await io.cpu(self._change, claims.extend, key, token, self._clock() + seconds)
+
+    async def _commit(
+        self, io: Runtime, key: bytes, token: bytes, value: bytes, expires_at: float | None
+    ) -> bool:
+        blob = seal(key, value, expires_at, self._secrets)
+        return await io.cpu(self._change, claims.commit, key, token, blob, expires_at)
+
+    async def _release(self, io: Runtime, key: bytes, token: bytes) -> bool:
+        return await io.cpu(self._change, claims.release, key, token)
+
+    async def _mark(self, io: Runtime, space: bytes, tags: Sequence[bytes]) -> ChangeLog:
+        return await io.cpu(self._change, claims.mark, space, tags)
+
+    async def _last_changes(
+        self, io: Runtime, space: bytes, tags: Sequence[bytes]
+    ) -> tuple[ChangeLog, list[int]]:
+        return await io.cpu(self._ask, claims.last_changes, space, tags)
+
+    async def _changes_since(
+        self, io: Runtime, space: bytes, seq: int
+    ) -> tuple[ChangeLog, list[bytes]]:
+        return await io.cpu(self._ask, claims.changes_since, space, seq)
 
     # -- blocking work, in place or in a thread --------------------------------------------
 
@@ -94,8 +137,8 @@ class SqliteStore(BaseKVStore):
         found: list[Entry | None] = []
         for key in keys:
             blob = rows.get(key)
-            entry = None if blob is None else unseal(key, blob)
-            if blob is not None and entry is None:
+            entry = None if blob is None else unseal(key, blob, self._secrets)
+            if blob is not None and entry is None and not is_claim(blob):
                 self.corrupt_entries += 1
             if entry and entry.expires_at is not None and entry.expires_at <= now:
                 entry = None
@@ -103,7 +146,10 @@ class SqliteStore(BaseKVStore):
         return found
 
     def _write(self, items: Mapping[bytes, bytes], expires_at: float | None) -> None:
-        rows = [(key, seal(key, value, expires_at), expires_at) for key, value in items.items()]
+        rows = [
+            (key, seal(key, value, expires_at, self._secrets), expires_at)
+            for key, value in items.items()
+        ]
         with self._session as connection:
             with _transaction(connection):
                 connection.executemany("REPLACE INTO entry VALUES (?, ?, ?)", rows)
@@ -137,13 +183,27 @@ class SqliteStore(BaseKVStore):
             connection.execute(f"DELETE FROM entry WHERE {_BETWEEN}", _bounds(prefix))
 
     def _count_prefix(self, prefix: bytes) -> int:
-        with self._session as connection:
-            (number,) = connection.execute(
-                f"SELECT count(*) FROM entry WHERE {_BETWEEN} "
-                "AND (expires_at IS NULL OR expires_at > ?)",
-                (*_bounds(prefix), self._clock()),
-            ).fetchone()
+        ((number,),) = self._select_prefix("count(*)", prefix)
         return int(number)
+
+    def _list_prefix(self, prefix: bytes) -> list[bytes]:
+        return [key for (key,) in self._select_prefix("key", prefix)]
+
+    def _select_prefix(self, columns: str, prefix: bytes) -> list[Any]:
+        with self._session as connection:
+            return connection.execute(
+                f"SELECT {columns} FROM entry WHERE {_BETWEEN} AND substr(value, 1, 3) != ? "
+                "AND (expires_at IS NULL OR expires_at > ?)",
+                (*_bounds(prefix), CLAIM, self._clock()),
+            ).fetchall()
+
+    def _ask(self, question: Callable[..., T], *args: Any) -> T:
+        with self._session as connection:
+            return question(connection, *args)
+
+    def _change(self, change: Callable[..., T], *args: Any) -> T:
+        with self._session as connection, _transaction(connection):
+            return change(connection, *args)
 
     # -- the connection --------------------------------------------------------------------
 
@@ -159,7 +219,7 @@ class SqliteStore(BaseKVStore):
         if not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(
-            self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False
         )
         try:
             # The tables first: whoever made them set the owner in the same transaction.
@@ -182,6 +242,8 @@ class SqliteStore(BaseKVStore):
                     "(key BLOB PRIMARY KEY, value BLOB NOT NULL, expires_at REAL)"
                 )
                 connection.execute("CREATE INDEX IF NOT EXISTS expiry ON entry (expires_at)")
+                for table in claims.TABLES:
+                    connection.execute(table)
         except BaseException:
             connection.close()
             raise
@@ -189,7 +251,7 @@ class SqliteStore(BaseKVStore):
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         """Switch to WAL, which SQLite refuses at once while another process opens the file."""
-        until = time.monotonic() + self._timeout
+        until = time.monotonic() + self.timeout
         while True:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -222,7 +284,7 @@ class SqliteStore(BaseKVStore):
             )
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return BackendUnavailable(
-                f"Another process kept the cache file {self.path} locked for {self._timeout} s.",
+                f"Another process kept the cache file {self.path} locked for {self.timeout} s.",
                 fix="Find the process that holds it, or raise timeout.",
             )
         return StorageError(

@@ -13,8 +13,15 @@ from ragopt._imports import require
 
 require("pytest", "testing")
 
+from ragopt.testing.coordinator import CoordinatorContract  # noqa: E402
 from ragopt.testing.embedder import EmbedderContract  # noqa: E402
 from ragopt.testing.index import VectorIndexContract  # noqa: E402
 from ragopt.testing.kv import FakeClock, KVStoreContract  # noqa: E402
 
-__all__ = ["EmbedderContract", "FakeClock", "KVStoreContract", "VectorIndexContract"]
+__all__ = [
+    "CoordinatorContract",
+    "EmbedderContract",
+    "FakeClock",
+    "KVStoreContract",
+    "VectorIndexContract",
+]

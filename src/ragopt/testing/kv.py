@@ -142,10 +142,28 @@ class KVStoreContract(BothColours):
         store.clear()
         assert store.count() == 0
 
+    @pytest.mark.parametrize("prefix", [b"app:", b"a*?[]\\", b"p\xff", b"\xff\xff", b"100%_"])
+    def test_keys_are_listed_by_prefix(self, store: Any, prefix: bytes) -> None:
+        inside = {prefix: b"0", prefix + b"1": b"1", prefix + b"\xff\xff": b"2"}
+        outside = {b"other": b"3", prefix[:-1] + b"\x00": b"4"}
+        store.set_many({**inside, **outside})
+        assert sorted(store.keys(prefix)) == sorted(inside)
+        assert sorted(store.keys()) == sorted({**inside, **outside})
+        store.delete_many([prefix])
+        assert sorted(store.keys(prefix)) == sorted(inside)[1:]
+        assert store.keys(b"missing") == []
+
+    def test_keys_that_ended_are_not_listed(self, store: Any, clock: FakeClock) -> None:
+        store.set_many({b"short": b"1"}, ttl=self.ttl)
+        store.set_many({b"long": b"2"}, ttl=1000 * self.ttl)
+        self.advance(clock, 1.01 * self.ttl)
+        assert store.keys() == [b"long"]
+
     def test_many_keys_at_once(self, store: Any) -> None:
         items = {b"key-%d" % i: b"value-%d" % i for i in range(3000)}
         store.set_many(items, ttl=1000 * self.ttl)
         assert [entry.value for entry in store.get_many(list(items))] == list(items.values())
+        assert sorted(store.keys()) == sorted(items)
         assert store.delete_many(list(items)) == 3000
 
     def test_both_colours_see_the_same(self, raw: KVStore, store: Any) -> None:

@@ -1,0 +1,59 @@
+"""What every index asks of the records it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ragopt.codecs import decode_value, encode_value
+from ragopt.errors import InvalidInput
+from ragopt.types import RecordBatch
+
+
+def check_columns(records: RecordBatch) -> None:
+    """Raise InvalidInput unless ids are unique and usable and all columns are of one length."""
+    ids = records.ids
+    for name in ("texts", "metadatas", "document_ids"):
+        column = getattr(records, name)
+        if column is not None and len(column) != len(ids):
+            raise InvalidInput(
+                f"{len(ids)} ids came with {len(column)} {name}.", fix="Pass one for each record."
+            )
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(id_ for id_ in ids if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
+        raise InvalidInput(
+            f"The id {twice!r} is given twice in one batch. Nothing was stored.",
+            fix="Keep one of the two, or give them different ids.",
+        )
+    for name, values in (("id", ids), ("text", records.texts)):
+        for row, value in enumerate(values):
+            if type(value) is not str or (name == "id" and not value):
+                raise InvalidInput(
+                    f"The {name} in row {row} is {value!r}. Nothing was stored.",
+                    fix=f"Every {name} is a string{' that is not empty' if name == 'id' else ''}.",
+                )
+
+
+_TEXT = frozenset({str})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deep copy of JSON-like metadata.
+
+    Raises:
+        InvalidInput: A key is no string, or a value is of a type that cannot be stored.
+    """
+    copy = dict(metadata)
+    if _TEXT.issuperset(map(type, copy)) and _PLAIN.issuperset(map(type, copy.values())):
+        return copy
+    for key, value in metadata.items():
+        if type(key) is not str:
+            raise InvalidInput(
+                f"The metadata key {key!r} is not a string. Nothing was stored.",
+                fix="Use strings as keys.",
+            )
+        if type(value) not in _PLAIN:
+            copy[key] = decode_value(encode_value(value))  # raises for what cannot be stored
+    return copy

@@ -1,0 +1,357 @@
+"""The servers behind a Redis URL: where they are, and commands sent to the right ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from ragopt._imports import require
+from ragopt._runtime import PerLoop, Runtime
+from ragopt.errors import BackendUnavailable, StorageError
+from ragopt.stores._redis_url import Address, read_url, text
+
+Command: TypeAlias = tuple[bytes, tuple[Any, ...]]  # the key that it is about, and its words
+
+_SLOTS = 16384
+_REDIRECTS = 3  # answers in a row that send a command to another server
+
+
+class Route(NamedTuple):
+    """Which server has what: all masters and, in a cluster, the one of each slot."""
+
+    masters: list[Address]
+    slots: list[Address | None]
+
+
+class RedisServers:
+    """Commands to one server, to the master that Sentinel names, or to a cluster.
+
+    The driver's own clients of clusters and Sentinels are not used: the sync one connects in its
+    constructor, the async one fails at once when all connections are busy, and a cluster's
+    pipeline of 500 look-ups takes twice as long as plain pipelines to its servers, in which one
+    body serves both colours and every server is asked at most once.
+
+    Args:
+        url: See ``RedisStore``.
+        timeout: Seconds to wait for a connection, and for each answer.
+        max_connections: Bound on the connections to each server.
+    """
+
+    def __init__(self, url: str, *, timeout: float, max_connections: int) -> None:
+        self._redis = require("redis", "redis")
+        self._slot: Callable[[bytes], int] = require("redis.crc", "redis").key_slot
+        place = read_url(url)
+        self.name = place.shown
+        self.is_cluster = place.kind == "cluster"
+        self._place = place
+        self._seeds = place.seeds
+        # Of one server nothing has to be found out; else None until it is known.
+        self._start = Route(place.seeds, []) if place.kind == "server" else None
+        self._route = self._start
+        self._timeout = timeout
+        self._options = {
+            "timeout": timeout,
+            "max_connections": max_connections,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            **place.options,
+        }
+        self._clients: dict[Address, Any] = {}
+        self._loop_clients: PerLoop[dict[Address, Any]] = PerLoop(dict)
+
+    async def ask(self, io: Runtime, commands: Sequence[Command]) -> list[Any]:
+        """Send commands, each to the server of its key, and return the replies in order.
+
+        Raises:
+            BackendUnavailable: A server cannot be reached or did not answer in time.
+            StorageError: A server refused a command.
+        """
+        route = self._route or await self._find(io)
+        if not route.slots:
+            return await self._ask_one(io, route.masters[0], [words for _, words in commands])
+        replies: list[Any] = [None] * len(commands)
+        batches: dict[tuple[Address, bool], list[int]] = {}
+        for number, (key, _) in enumerate(commands):
+            batches.setdefault((self._owner(route, key), False), []).append(number)
+        for _ in range(_REDIRECTS):
+            outcomes = await io.gather(
+                self._send(io, address, [commands[number][1] for number in numbers], asking)
+                for (address, asking), numbers in batches.items()
+            )
+            moved: dict[tuple[Address, bool], list[int]] = {}
+            for ((sender, _), numbers), outcome in zip(batches.items(), outcomes, strict=True):
+                for number, reply in zip(numbers, outcome, strict=True):
+                    replies[number] = reply
+                    if isinstance(reply, self._redis.exceptions.AskError):
+                        # ASK is about this one command; MOVED says that the route is old.
+                        asking = not isinstance(reply, self._redis.exceptions.MovedError)
+                        self._route = self._route if asking else None
+                        target = reply.host or sender[0], reply.port
+                        moved.setdefault((target, asking), []).append(number)
+                    elif isinstance(reply, Exception):
+                        raise self._failed(reply, sender) from reply
+            if not moved:
+                return replies
+            batches = moved
+        raise BackendUnavailable(
+            f"The servers of the Redis cluster {self.name} do not agree on where a key is.",
+            fix="Wait until its slots are moved, and check it with `redis-cli --cluster check`.",
+        )
+
+    async def ask_server(self, io: Runtime, address: Address, *words: Any) -> Any:
+        """Send one command to one server and return its reply."""
+        (reply,) = await self._ask_one(io, address, [words])
+        return reply
+
+    async def masters(self, io: Runtime) -> list[Address]:
+        """Return the servers that hold the keys, none twice; an error if one is missing."""
+        route = self._route or await self._find(io)
+        if None in route.slots:
+            raise self._missing(route.slots.index(None))
+        return route.masters
+
+    async def close(self, io: Runtime) -> None:
+        """Close the sync connections and, in the async colour, those of the running loop."""
+        while self._clients:
+            _close(self._clients.popitem()[1])
+        await io.call(lambda: None, self._close_loop)
+
+    async def _close_loop(self) -> None:
+        for client in (self._loop_clients.pop() or {}).values():
+            await _aclose(client)
+
+    # -- commands --------------------------------------------------------------------------
+
+    def _owner(self, route: Route, key: bytes) -> Address:
+        slot = self._slot(key)
+        address = route.slots[slot]
+        if address is None:
+            raise self._missing(slot)
+        return address
+
+    def _missing(self, slot: int) -> BackendUnavailable:
+        self._route = None
+        return BackendUnavailable(
+            f"No server of the Redis cluster {self.name} has slot {slot} of the keys.",
+            fix="Bring the missing server back, or give its slots to another one.",
+        )
+
+    async def _ask_one(
+        self, io: Runtime, address: Address, commands: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        replies = await self._send(io, address, commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._failed(reply, address) from reply
+        return replies
+
+    async def _send(
+        self,
+        io: Runtime,
+        address: Address,
+        commands: Sequence[tuple[Any, ...]],
+        asking: bool = False,
+    ) -> list[Any]:
+        """Send commands to one server in one round trip. What it refuses, the reply is an error."""
+        client = await self._client(io, address)
+        try:
+            if len(commands) == 1 and not asking:
+                send = client.execute_command
+                try:
+                    return [await io.call(send, send, *commands[0])]
+                except self._redis.ResponseError as error:
+                    return [error]
+            pipe = client.pipeline(transaction=False)
+            for words in commands:
+                if asking:
+                    pipe.execute_command("ASKING")
+                pipe.execute_command(*words)
+            replies = await io.call(pipe.execute, pipe.execute, raise_on_error=False)
+        except (self._redis.RedisError, OSError) as error:
+            raise self._failed(error, address) from error
+        return list(replies[1::2] if asking else replies)
+
+    # -- finding the servers ---------------------------------------------------------------
+
+    async def _find(self, io: Runtime) -> Route:
+        """Ask the seeds in turn, until one answers or the time of one is spent."""
+        until = time.monotonic() + self._timeout
+        for seed in self._seeds:
+            try:
+                route = await self._ask_seed(io, seed)
+            except StorageError as error:
+                problem = error
+                # The next call begins with another one, should this one hang.
+                self._seeds = [*(other for other in self._seeds if other != seed), seed]
+                if time.monotonic() > until:
+                    break
+            else:
+                if self.is_cluster:
+                    self._seeds = list(dict.fromkeys([*self._place.seeds, *route.masters]))
+                self._route = route
+                return route
+        raise problem
+
+    async def _ask_seed(self, io: Runtime, seed: Address) -> Route:
+        if self.is_cluster:
+            return _route(await self._ask_once(io, seed, {}, "CLUSTER", "SLOTS"), seed)
+        words = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.service
+        try:
+            reply = await self._ask_once(io, seed, {"db": 0}, *words)
+        except StorageError as error:
+            if not isinstance(error.__cause__, self._redis.AuthenticationError):
+                raise
+            # Sentinels are often open where their servers want a password.
+            nobody = {"db": 0, "username": None, "password": None}
+            reply = await self._ask_once(io, seed, nobody, *words)
+        if reply is None:
+            raise BackendUnavailable(
+                f"The Sentinel at {text(seed)} knows no master called {self._place.service!r}.",
+                fix="Check the name after the hosts of the URL against `sentinel monitor` in the "
+                "Sentinel's configuration.",
+            )
+        host, port = reply
+        return Route([(_plain(host), int(port))], [])
+
+    async def _ask_once(
+        self, io: Runtime, seed: Address, other: dict[str, Any], *words: str
+    ) -> Any:
+        client = await io.call(self._new, self._new_async, seed, **other)
+        try:
+            return await io.call(client.execute_command, client.execute_command, *words)
+        except (self._redis.RedisError, OSError) as error:
+            raise self._failed(error, seed) from error
+        finally:
+            await io.call(_close, _aclose, client)
+
+    # -- connections -----------------------------------------------------------------------
+
+    async def _client(self, io: Runtime, address: Address) -> Any:
+        """Return this colour's client of a server; both have the same methods."""
+        clients = await io.call(lambda: self._clients, self._of_loop)
+        client = clients.get(address)
+        if client is None:
+            client = clients.setdefault(address, await io.call(self._new, self._new_async, address))
+            # A new server: those that are masters no more need no connections.
+            masters = self._route.masters if self._route else clients
+            for other in clients.keys() - {address, *masters}:
+                if gone := clients.pop(other, None):  # unless another thread did
+                    await io.call(_close, _aclose, gone)
+        return client
+
+    async def _of_loop(self) -> dict[Address, Any]:
+        return self._loop_clients.get()
+
+    def _new(self, address: Address, **other: Any) -> Any:
+        return self._make(self._redis, address, other)
+
+    async def _new_async(self, address: Address, **other: Any) -> Any:
+        return self._make(require("redis.asyncio", "redis"), address, other)
+
+    def _make(self, module: Any, address: Address, other: dict[str, Any]) -> Any:
+        """Make a client of ``redis`` or ``redis.asyncio``; it connects when it is used."""
+        retry = require(f"{module.__name__}.retry", "redis").Retry
+        options = {**self._options, **other}
+        if "path" not in options:
+            options["host"], options["port"] = address
+        pool = module.BlockingConnectionPool(
+            connection_class=getattr(module, self._place.connection),
+            retry=retry(require("redis.backoff", "redis").NoBackoff(), 0),
+            decode_responses=False,
+            **options,
+        )
+        return module.Redis.from_pool(pool)
+
+    # -- errors ----------------------------------------------------------------------------
+
+    def _failed(self, error: Exception, address: Address) -> StorageError:
+        """Return what to raise, and look for the servers anew if they may have changed."""
+        redis, problem = self._redis, str(error) or type(error).__name__
+        where = self.name if self._start else text(address)
+        if isinstance(error, (redis.AuthenticationError, redis.exceptions.AuthorizationError)):
+            return StorageError(
+                f"The Redis server at {where} refused the user name or password ({problem}).",
+                fix="Check both in the URL; special characters must be percent-encoded.",
+            )
+        if isinstance(error, redis.OutOfMemoryError):
+            return StorageError(
+                f"The Redis server at {where} is full and refuses to store more ({problem}).",
+                fix="Raise its maxmemory, or set maxmemory-policy to allkeys-lru.",
+            )
+        gone = redis.ConnectionError, redis.TimeoutError, OSError
+        changed = redis.ReadOnlyError, redis.exceptions.ClusterDownError
+        if isinstance(error, (*gone, *changed)):
+            self._route = self._start
+        tls = self._place.connection == "SSLConnection"
+        if isinstance(error, (redis.TimeoutError, TimeoutError)):
+            speaks = ", speaks TLS" if tls else ""
+            return BackendUnavailable(
+                f"The Redis server at {where} did not answer within {self._timeout} s.",
+                fix=f"Check that it is running{speaks} and not overloaded, or raise timeout.",
+            )
+        if isinstance(error, gone):
+            return BackendUnavailable(
+                f"The Redis server at {where} cannot be reached ({problem}).",
+                fix=_TLS if tls else _PLAIN,
+            )
+        if isinstance(error, redis.exceptions.ClusterDownError):
+            return BackendUnavailable(
+                f"The Redis cluster {self.name} is down for some of the keys ({problem}).",
+                fix="Bring the missing servers back, or promote their replicas.",
+            )
+        if isinstance(error, redis.exceptions.MovedError):
+            return StorageError(
+                f"The Redis server at {where} is one of a cluster ({problem}).",
+                fix="Add ?cluster=true to the URL.",
+            )
+        if self.is_cluster and "cluster support disabled" in problem:
+            return StorageError(
+                f"The Redis server at {where} is in no cluster.",
+                fix="Take cluster=true out of the URL, and all hosts but one.",
+            )
+        if self._place.kind == "sentinel" and "unknown command" in problem:
+            return StorageError(
+                f"The Redis server at {where} is no Sentinel.",
+                fix="Name the Sentinels in the URL, which listen on port 26379 by default.",
+            )
+        if isinstance(error, redis.ReadOnlyError) and self._place.kind == "sentinel":
+            return BackendUnavailable(
+                f"The Redis server at {where} is no longer the master.",
+                fix="Ask again: the Sentinels will be asked for the new one.",
+            )
+        return StorageError(
+            f"The Redis server at {where} refused a command ({problem}).",
+            fix="Check the permissions of the user, and that the server is not read-only.",
+        )
+
+
+_PLAIN = "Check that it is running and that host and port of the URL are right."
+_TLS = (
+    f"{_PLAIN} ssl_ca_certs must name the file of the authority that signed the server's "
+    "certificate, ssl_certfile and ssl_keyfile a certificate that the server accepts, if it wants "
+    "one."
+)
+
+
+def _route(reply: Any, seed: Address) -> Route:
+    """Read the answer to CLUSTER SLOTS: ranges of slots, each with its master and replicas."""
+    slots: list[Address | None] = [None] * _SLOTS
+    for first, last, master, *_ in reply:
+        host = _plain(master[0] or "")
+        # Without a name it is the one that was asked.
+        address = (seed[0] if host in ("", "?") else host, int(master[1]))
+        slots[first : last + 1] = [address] * (last + 1 - first)
+    return Route([address for address in dict.fromkeys(slots) if address], slots)
+
+
+def _close(client: Any) -> None:
+    client.close()
+
+
+async def _aclose(client: Any) -> None:
+    await client.aclose()
+
+
+def _plain(word: bytes | str) -> str:
+    return word.decode() if isinstance(word, bytes) else word
