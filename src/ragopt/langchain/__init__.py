@@ -8,12 +8,16 @@ from ragopt.langchain.caches import LLMCache  # noqa: E402
 from ragopt.langchain.chains import CachedChain  # noqa: E402
 from ragopt.langchain.embeddings import CachedEmbeddings, EmbedderEmbeddings  # noqa: E402
 from ragopt.langchain.retrievers import CachedRetriever  # noqa: E402
+from ragopt.langchain.splitters import CachedSplitter  # noqa: E402
+from ragopt.langchain.stores import CacheByteStore  # noqa: E402
 from ragopt.langchain.vectorstores import FaissVectorStore, IndexVectorStore  # noqa: E402
 
 __all__ = [
+    "CacheByteStore",
     "CachedChain",
     "CachedEmbeddings",
     "CachedRetriever",
+    "CachedSplitter",
     "EmbedderEmbeddings",
     "FaissVectorStore",
     "IndexVectorStore",
