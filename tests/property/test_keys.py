@@ -1,4 +1,5 @@
 import itertools
+import random
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -65,6 +66,18 @@ def test_no_join_of_awkward_parts_collides() -> None:
     # ("a", "b") stands in both lists of inputs; everything else is an input of its own.
     repeated = sum(isinstance(value, tuple) and len(value) == 2 for value in AWKWARD)
     assert len(distinct) == len(inputs) - repeated
+
+
+def test_a_million_inputs_have_a_million_keys() -> None:
+    """Every tuple of up to five awkward strings, and random ones over few characters."""
+    parts = [value for value in AWKWARD if isinstance(value, str)]
+    inputs = {each for length in range(1, 6) for each in itertools.product(parts, repeat=length)}
+    picked = random.Random(1)
+    while len(inputs) < 1_000_000:
+        texts = ("".join(picked.choices("ab:1\x00", k=picked.randrange(7))) for _ in range(3))
+        inputs.add(tuple(texts))
+    space = KeySpace("answer", ("model", 1))
+    assert len({space.key(each) for each in inputs}) == len(inputs)
 
 
 def test_the_control_a_plain_join_does_collide() -> None:
