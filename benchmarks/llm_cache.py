@@ -19,29 +19,29 @@ from benchmarks.harness import Bound, Contender, Line, Row
 from ragopt import MemoryStore, SqliteStore
 from ragopt.langchain import LLMCache
 
-_ENTRIES = 200
-_MODEL = json.dumps({"model": "benchmark-large", "temperature": 0.0, "max_tokens": 512})
+ENTRIES = 200
+MODEL = json.dumps({"model": "benchmark-large", "temperature": 0.0, "max_tokens": 512})
 
 
 @contextmanager
 def rows(folder: Path) -> Iterator[Sequence[Row]]:
     """Fill every cache with the same answers; yield one row."""
-    asked = [json.dumps([{"type": "human", "content": text}]) for text in passages(_ENTRIES, 150)]
-    answers = [_answer(i, text) for i, text in enumerate(passages(_ENTRIES, 300))]
+    asked = [json.dumps([{"type": "human", "content": text}]) for text in passages(ENTRIES, 150)]
+    answers = [answer(i, text) for i, text in enumerate(passages(ENTRIES, 300))]
 
     raw = sqlite3.connect(folder / "raw.db", isolation_level=None)
     raw.execute("PRAGMA journal_mode = WAL")
     raw.execute("CREATE TABLE entry (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
     raw.executemany(
         "INSERT INTO entry VALUES (?, ?)",
-        [(key, dumps(answer[0]).encode()) for key, answer in zip(asked, answers, strict=True)],
+        [(key, dumps(each[0]).encode()) for key, each in zip(asked, answers, strict=True)],
     )
     sqlite = SqliteStore(folder / "ours.db")
     peer = SQLiteCache(str(folder / "peer.db"))
     on_disk, in_memory = LLMCache(sqlite, ttl=None), LLMCache(MemoryStore(), ttl=None)
-    for key, answer in zip(asked, answers, strict=True):
+    for key, each in zip(asked, answers, strict=True):
         for cache in (peer, on_disk, in_memory):
-            cache.update(key, _MODEL, answer)
+            cache.update(key, MODEL, each)
 
     def read_raw(number: int) -> list[tuple[bytes]]:
         return raw.execute("SELECT value FROM entry WHERE key = ?", (asked[number],)).fetchall()
@@ -50,7 +50,7 @@ def rows(folder: Path) -> Iterator[Sequence[Row]]:
         return [loads(value.decode(), allowed_objects="core") for (value,) in found]
 
     def hit(name: str, cache: Any) -> Contender:
-        return Contender(name, lambda number: cache.lookup(asked[number], _MODEL), list)
+        return Contender(name, lambda number: cache.lookup(asked[number], MODEL), list)
 
     try:
         yield (
@@ -66,7 +66,7 @@ def rows(folder: Path) -> Iterator[Sequence[Row]]:
                     Line("on disk", "disk", "sqlite3 SELECT", "SQLiteCache", Bound(seconds=60e-6)),
                     Line("in memory", "memory", "sqlite3 SELECT", "SQLiteCache"),
                 ],
-                inputs=_ENTRIES,
+                inputs=ENTRIES,
             ),
         )
     finally:
@@ -75,7 +75,7 @@ def rows(folder: Path) -> Iterator[Sequence[Row]]:
         peer.engine.dispose()
 
 
-def _answer(number: int, text: str) -> list[Generation]:
+def answer(number: int, text: str) -> list[Generation]:
     """An answer as a provider's chat model returns it."""
     message = AIMessage(
         content=text[:2048],

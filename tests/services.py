@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 _PATIENCE = 30.0  # seconds for a server to start or to end
@@ -53,6 +55,90 @@ def redis_server(*options: str, port: int | None = None) -> Iterator[str]:
         finally:
             process.kill()  # there is nothing to save
             process.wait(_PATIENCE)
+
+
+class RestartableRedis:
+    """A Redis server with one port, which can be killed, started again, frozen and thawed.
+
+    Args:
+        options: More of the server's command line.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._options = options
+        self._running = ExitStack()
+        self._pid = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, empty."""
+        import redis
+
+        self._running.enter_context(redis_server(*self._options, port=self.port))
+        with redis.Redis(port=self.port) as client:
+            self._pid = client.info("server")["process_id"]
+
+    def kill(self) -> None:
+        """Kill it, frozen or not; from now on its port refuses connections."""
+        self._running.close()
+
+    def freeze(self) -> None:
+        """Stop the process: the kernel still accepts connections, and nobody answers."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the process go on; it answers what was sent to it meanwhile."""
+        os.kill(self._pid, signal.SIGCONT)
+
+
+class Front:
+    """A port before another one, which passes all on, late, or not at all; see ``slow_front``."""
+
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
+        self.port = port
+        self._process = process
+
+    def delay(self, seconds: float) -> None:
+        """Hold back each answer for some time; 0 for none."""
+        self._tell(str(seconds))
+
+    def swallow(self) -> None:
+        """Accept connections and questions, and answer nothing, until ``delay`` is called."""
+        self._tell("swallow")
+
+    def _tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()  # it is so
+
+
+@contextmanager
+def slow_front(port: int) -> Iterator[Front]:
+    """Open a port that passes all on to another one, and can be told to do worse."""
+    front = free_port()
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("slow_front.py"), str(front), str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                raise RuntimeError("The front of the Redis server did not start.")
+            yield Front(front, process)
+        finally:
+            process.kill()
 
 
 @contextmanager

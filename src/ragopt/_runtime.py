@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from threading import Thread
+from contextlib import AbstractAsyncContextManager, nullcontext
+from threading import Semaphore, Thread, get_ident
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,14 @@ from ragopt._run import run
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Slots(Protocol):
+    """What bounds how many do something at the same time."""
+
+    def release(self) -> None:
+        """Give a slot back."""
+        ...
 
 
 class Runtime(Protocol):
@@ -58,6 +67,28 @@ class Runtime(Protocol):
         """Start an operation that handles its own errors, and go on without it."""
         ...
 
+    def caller(self) -> object:
+        """Return who calls: the thread, or in async the task."""
+        ...
+
+    def slots(self, number: int, /) -> Slots:
+        """Return a semaphore of this colour; in async, it belongs to the running loop."""
+        ...
+
+    async def enter(self, slots: Any, seconds: float, /) -> bool:
+        """Take a slot; False if none became free in time."""
+        ...
+
+    def limit(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        """Return a context that raises TimeoutError after so many seconds, in async.
+
+        Sync calls cannot be broken off: what they wait for has a timeout of its own.
+        """
+        ...
+
+
+_NO_LIMIT = nullcontext()
+
 
 class _Sync:
     async def call(
@@ -84,6 +115,18 @@ class _Sync:
 
     def spawn(self, operation: Callable[[], Coroutine[Any, Any, None]], /) -> None:
         Thread(target=lambda: run(operation()), name="ragopt", daemon=True).start()
+
+    def caller(self) -> object:
+        return get_ident()
+
+    def slots(self, number: int, /) -> Slots:
+        return Semaphore(number)
+
+    async def enter(self, slots: Any, seconds: float, /) -> bool:
+        return bool(slots.acquire(timeout=seconds))
+
+    def limit(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        return _NO_LIMIT
 
 
 class _Async:
@@ -127,6 +170,28 @@ class _Async:
         task = asyncio.get_running_loop().create_task(operation())
         self._tasks.add(task)  # a loop holds its tasks but weakly
         task.add_done_callback(self._tasks.discard)
+
+    def caller(self) -> object:
+        import asyncio
+
+        return asyncio.current_task()
+
+    def slots(self, number: int, /) -> Slots:
+        import asyncio
+
+        return asyncio.Semaphore(number)
+
+    async def enter(self, slots: Any, seconds: float, /) -> bool:
+        try:
+            async with self.limit(seconds):
+                return bool(await slots.acquire())
+        except TimeoutError:
+            return False
+
+    def limit(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
+        import asyncio
+
+        return asyncio.timeout(seconds)
 
 
 SYNC: Runtime = _Sync()

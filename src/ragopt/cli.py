@@ -27,16 +27,31 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The arguments; those of the process if None.
     """
     try:
-        typer = require("typer", "cli")
+        app = make_app()
     except MissingDependency as error:
         _complain(error)
         sys.exit(1)
+    app(args=args, prog_name="ragopt")
+
+
+def make_app() -> Any:
+    """Return the command line as a ``typer.Typer``.
+
+    Raises:
+        MissingDependency: typer is not installed.
+    """
+    typer = require("typer", "cli")
+    from ragopt import cli_cache
     from ragopt.demo.command import demo
 
     app = typer.Typer(name="ragopt", no_args_is_help=True, add_completion=False, **_PLAIN)
     app.callback()(_options(typer))
     app.command()(_in_sentences(demo))
-    app(args=args, prog_name="ragopt")
+    cache = typer.Typer(no_args_is_help=True, **_PLAIN)
+    for command in cli_cache.COMMANDS:
+        cache.command()(_in_sentences(command))
+    app.add_typer(cache, name="cache", help="See what a store holds, and remove it.")
+    return app
 
 
 def _options(typer: Any) -> Callable[[bool], None]:

@@ -164,8 +164,9 @@ def namespace_prefix(namespace: str, tenant: str | None = None, kind: str | None
         if value == "":
             raise InvalidInput(f"The {name} of a cache is empty.", fix=f"Give the {name} a name.")
     prefix = f"ragopt:{quote(namespace, safe='')}:"
+    if tenant is not None:
+        # "-" stands for no tenant: one of that name is written "%2D".
+        prefix += quote(tenant, safe="").replace("-", "%2D") + ":"
     if kind is not None:
-        # "-" cannot be a quoted tenant on its own: a tenant of that name is written "%2D".
-        shown = "-" if tenant is None else quote(tenant, safe="").replace("-", "%2D")
-        prefix += f"{shown}:{quote(kind, safe='')}:"
+        prefix += f"{'-:' if tenant is None else ''}{quote(kind, safe='')}:"
     return prefix.encode()

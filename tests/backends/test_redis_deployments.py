@@ -222,7 +222,7 @@ class TestSentinel:
                     (entry,) = await store.aget_many([b"k"])
                     assert entry is not None
                     assert entry.value == b"sync"
-                    assert len(store._servers._clients) == 1  # none is kept to the old one
+                    assert len(store._servers._known) == 1  # none is kept to the old one
 
 
 async def eventually(work: Callable[[], Awaitable[object]]) -> None:

@@ -198,10 +198,14 @@ async def test_server_stats(redis_url: str, raw: Any, prefix: bytes) -> None:
 
 
 def test_figures_of_several_servers_are_added_up() -> None:
+    def info(figures: dict[str, Any]) -> bytes:
+        lines = [f"{name}:{value}" for name, value in figures.items()]
+        return "\r\n".join(["# Memory", *lines]).encode()
+
     one = {"redis_version": "7.4.1", "maxmemory": 100, "maxmemory_policy": "allkeys-lru"}
     two = {**one, "redis_version": "8.0.0", "keyspace_hits": 3, "keyspace_misses": 1}
-    stats = RedisServerStats.from_info([one, two])
+    stats = RedisServerStats.from_info([info(one), info(two)])
     assert (stats.version, stats.servers, stats.max_memory) == ("7.4.1, 8.0.0", 2, 200)
     assert (stats.keyspace_hits, stats.hit_rate) == (3, 0.75)
-    unbound = RedisServerStats.from_info([one, {"maxmemory": 0}])
+    unbound = RedisServerStats.from_info([info(one), info({"maxmemory": 0})])
     assert (unbound.max_memory, unbound.hit_rate) == (0, 0.0)  # one of them has no bound

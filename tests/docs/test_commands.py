@@ -17,6 +17,7 @@ from ragopt.demo.settings import Settings
 from tests.docs.pages import ROOT, blocks, documents
 
 PAGES = [*documents(), ROOT / "CONTRIBUTING.md"]
+GROUPS = {"cache"}  # commands that have commands
 
 
 def lines(text: str) -> Iterator[str]:
@@ -54,7 +55,8 @@ def help_of(*command: str) -> str | None:
 
 def unknown(arguments: list[str]) -> str | None:
     """Say what of a call of ``ragopt`` does not exist; None if all of it does."""
-    command = [] if arguments[0].startswith("-") else arguments[:1]
+    words = 2 if arguments[0] in GROUPS else 1
+    command = [] if arguments[0].startswith("-") else arguments[:words]
     known = help_of(*command)
     if known is None:
         return f"no command {' '.join(command)!r}"
@@ -118,6 +120,9 @@ def test_the_pages_show_commands() -> None:
         ("ragopt demmo", "no command 'demmo'"),
         ("ragopt demo --no-such-option", "no option ['--no-such-option'] of 'demo'"),
         ("ragopt demo --no-such-option=1", "no option ['--no-such-option'] of 'demo'"),
+        ("ragopt cache stats --no-such-option", "no option ['--no-such-option'] of 'cache stats'"),
+        ("ragopt cache start", "no command 'cache start'"),
+        ("ragopt cache stats --json", None),
         ("ragopt demo", None),
         ("ragopt --help", None),
     ],

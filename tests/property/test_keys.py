@@ -114,7 +114,9 @@ def test_no_prefix_is_the_start_of_another() -> None:
     for a, b in itertools.combinations(prefixes, 2):
         assert not a.startswith(b)
         assert not b.startswith(a)
-    assert namespace_prefix("a", "b", "c").startswith(namespace_prefix("a"))
+    assert namespace_prefix("a", "b", "c").startswith(namespace_prefix("a", "b"))
+    assert namespace_prefix("a", "b").startswith(namespace_prefix("a"))
+    assert namespace_prefix("a", "b") != namespace_prefix("a")
 
 
 @given(st.lists(st.text(alphabet=st.characters(), max_size=50), max_size=20))

@@ -1,6 +1,7 @@
 """One computation for all who ask at the same time."""
 
 import asyncio
+import contextvars
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -163,6 +164,18 @@ async def test_a_sync_call_on_the_leaders_loop_does_not_wait_for_it() -> None:
         run(flights.share(SYNC, b"k", work.sync))
     work.go.set()
     assert await leader == 1
+
+
+async def test_a_task_that_leads_does_not_wait_for_itself() -> None:
+    """As one that holds an unfinished stream does, whose look-up goes on in another context."""
+    flights: Flights[int] = Flights()
+    work = Counted()
+    stream = flights.share(ASYNC, b"k", work.task)
+    context = contextvars.copy_context()
+    context.run(stream.send, None)
+    with pytest.raises(Abandoned):
+        await flights.share(ASYNC, b"k", work.task)
+    context.run(stream.close)
 
 
 def test_a_computation_that_asks_for_itself() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -213,3 +213,71 @@ def test_over(clock: FakeClock) -> None:
     wrong: Any = {}
     with pytest.raises(InvalidInput, match="A cache layer of type dict"):
         TieredCache(wrong)
+
+
+class Overtaken(MemoryStore):
+    """A far layer after whose reads and writes something else happens first."""
+
+    def __init__(self, then: Callable[[], object], clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.name = "far"
+        self.then = then
+        self.armed = False
+
+    def _overtake(self) -> None:
+        if self.armed:
+            self.armed = False
+            self.then()
+
+    async def _get_many(self, io: Any, keys: Sequence[bytes]) -> list[Entry | None]:
+        found = await super()._get_many(io, keys)
+        self._overtake()
+        return found
+
+    async def _commit(self, io: Any, key: bytes, *rest: Any) -> bool:
+        done = await super()._commit(io, key, *rest)
+        self._overtake()
+        return done
+
+
+@pytest.mark.parametrize("how", ["delete", "clear"])
+def test_what_was_deleted_while_it_was_read_is_not_copied_nearer(
+    clock: FakeClock, how: str
+) -> None:
+    near = MemoryStore(clock=clock)
+    change: dict[str, Callable[[], object]] = {
+        "delete": lambda: cache.delete_many([b"k"]),
+        "clear": lambda: cache.clear(b"k"),
+    }
+    far = Overtaken(change[how], clock)
+    cache = TieredCache(near, far, clock=clock)
+    far.set_many({b"k": b"old"})
+    far.armed = True
+    cache.get_many([b"k"])
+    assert near.get_many([b"k"]) == [None]
+    assert cache.get_many([b"k"]) == [None]
+
+
+def test_what_was_replaced_while_it_was_read_is_not_copied_nearer(clock: FakeClock) -> None:
+    near = MemoryStore(clock=clock)
+    far = Overtaken(lambda: cache.set_many({b"k": b"new"}), clock)
+    cache = TieredCache(near, far, clock=clock)
+    far.set_many({b"k": b"old"})
+    far.armed = True
+    cache.get_many([b"k"])
+    assert [e and e.value for e in cache.get_many([b"k"])] == [b"new"]
+    assert [e and e.value for e in near.get_many([b"k"])] == [b"new"]
+
+
+def test_what_was_deleted_while_it_was_stored_is_gone(clock: FakeClock) -> None:
+    near = MemoryStore(clock=clock)
+    far = Overtaken(lambda: values.delete("q"), clock)
+    values = ValueCache("answer", TieredCache(near, far, clock=clock), ttl=60)
+
+    def compute() -> str:
+        far.armed = True  # for the next call, which commits
+        return "answer"
+
+    assert values.get_or_compute("q", compute) == "answer"
+    assert not far.armed
+    assert near.count() == far.count() == 0

@@ -8,6 +8,8 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Literal, TypeAlias
 
+from ragopt._forks import fork_safe
+
 Operation: TypeAlias = Literal["read", "write"]
 
 _FIRST_PAUSE = 0.1  # seconds between a failure and the first look whether it is over
@@ -30,7 +32,7 @@ class Breaker:
 
     def __init__(self, probe: Callable[[], object]) -> None:
         self._probe = probe
-        self._lock = Lock()
+        self._lock = fork_safe(Lock())
         self._stop = Event()
         self._prober: Thread | None = None
         self._pid = 0
@@ -54,7 +56,10 @@ class Breaker:
             now = monotonic()
             if now < self._no_writes_before:
                 return False
-            self._no_writes_before = now + self._pause  # one tries, the others wait for it
+            # One tries, the others wait for it. The pause doubles here and not where a failure
+            # is noted, since many writes that were under way together fail together.
+            self._no_writes_before = now + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             return True
 
     def failed(self, operation: Operation, *, unreachable: bool) -> None:
@@ -62,8 +67,9 @@ class Breaker:
         with self._lock:
             self.trips += 1
             if operation == "write" and not unreachable:
-                self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-                self._no_writes_before = monotonic() + self._pause
+                if not self._pause:
+                    self._pause = _FIRST_PAUSE
+                    self._no_writes_before = monotonic() + _FIRST_PAUSE
                 return
             self.closed = False
         self._watch()
@@ -74,7 +80,8 @@ class Breaker:
 
     def stop(self) -> None:
         """End the look-out; the breaker stays as it is."""
-        self._stop.set()
+        if self._pid == os.getpid():  # the parent's thread may have held the event's lock
+            self._stop.set()
 
     def _watch(self) -> None:
         with self._lock:

@@ -7,18 +7,20 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ragopt._forks import fork_safe
 from ragopt._runtime import Runtime
 from ragopt.codecs import stamp_of
 from ragopt.protocols import Coordinator, Entry
 
 if TYPE_CHECKING:
-    from ragopt.cache.tiers import TieredCache
+    from ragopt.cache.tiers import Failed, TieredCache
 
 LEASE = 5.0
 """Seconds after which the claim of a process that died is free."""
 
 _FIRST_PAUSE = 0.005  # seconds between two looks at what another process computes
 _LONGEST_PAUSE = 0.05
+_MOST_LOST = 1000
 
 
 class Claims:
@@ -35,8 +37,9 @@ class Claims:
     def __init__(self, cache: TieredCache, *, patience: float = 60.0) -> None:
         self._cache = cache
         self._patience = patience
-        self._lock = Lock()
+        self._lock = fork_safe(Lock())
         self._held: dict[bytes, bytes] = {}
+        self._lost: dict[bytes, bytes] = {}  # what could not be ended, token under key
         self._keeper: Thread | None = None
         self._pid = os.getpid()
         self._wake = Event()
@@ -45,13 +48,8 @@ class Claims:
         self, io: Runtime, store: Coordinator, key: bytes, over: bytes | None = None
     ) -> bytes | None:
         """Try once to claim a key; return the token, or None if it is taken or out of reach."""
-        token = await self._cache.attempt(
-            io, store.claim, store.aclaim, key, seconds=LEASE, over=over
-        )
-        if not isinstance(token, bytes):
-            return None
-        self._hold(key, token)
-        return token
+        token = await self._claim(io, store, key, over)
+        return token if isinstance(token, bytes) else None
 
     async def wait_or_take(
         self, io: Runtime, store: Coordinator, key: bytes, known: bytes | None
@@ -81,28 +79,42 @@ class Claims:
                 if entry is not None and entry.value != known:
                     return entry
                 over = None if entry is None else stamp_of(entry)
-            token = await self._cache.attempt(
-                io, store.claim, store.aclaim, key, seconds=LEASE, over=over
-            )
-            if isinstance(token, bytes):
-                self._hold(key, token)
-                return token
-            if token is not None:  # the layer failed
-                return None
+            token = await self._claim(io, store, key, over)
+            if token is not None:
+                return token if isinstance(token, bytes) else None
             pause = min(max(_FIRST_PAUSE, 1.5 * pause), _LONGEST_PAUSE)
         return None
 
     async def give_up(self, io: Runtime, store: Coordinator, key: bytes, token: bytes) -> None:
         """End a claim without a value."""
         self.let_go(token)
-        await self._cache.attempt(io, store.release, store.arelease, key, token)
+        done = await self._cache.attempt(io, store.release, store.arelease, key, token)
+        if not isinstance(done, bool):  # it failed
+            # It may stand there until it ends by itself. This process need not wait for that.
+            if len(self._lost) >= _MOST_LOST:
+                self._lost.clear()
+            self._lost[key] = token
 
     def let_go(self, token: bytes) -> None:
         """Renew a claim no longer."""
+        if self._pid != os.getpid():  # it is the parent's, which renews it
+            return
         with self._lock:
             self._held.pop(token, None)
             if not self._held:
                 self._wake.set()
+
+    async def _claim(
+        self, io: Runtime, store: Coordinator, key: bytes, over: bytes | None
+    ) -> bytes | Failed | None:
+        """Try once to claim a key, in the place of a claim of this process that was lost, too."""
+        claim, aclaim = store.claim, store.aclaim
+        token = await self._cache.attempt(io, claim, aclaim, key, seconds=LEASE, over=over)
+        if token is None and (lost := self._lost.pop(key, None)) is not None:
+            token = await self._cache.attempt(io, claim, aclaim, key, seconds=LEASE, over=lost)
+        if isinstance(token, bytes):
+            self._hold(key, token)
+        return token
 
     def _hold(self, key: bytes, token: bytes) -> None:
         with self._lock:
@@ -116,12 +128,15 @@ class Claims:
 
     def _keep(self) -> None:
         while True:
-            self._wake.wait(LEASE / 3)
+            woken = self._wake.wait(LEASE / 3)
             with self._lock:
                 held = list(self._held.items())
                 if not held:
                     self._keeper = None
                     return
+                self._wake.clear()
+            if woken:  # there were none a moment ago, so these have just begun
+                continue
             store = self._cache.coordinator
             for token, key in held:
                 try:

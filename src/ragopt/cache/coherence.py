@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ragopt._forks import fork_safe
 from ragopt._runtime import Runtime
-from ragopt.protocols import ChangeLog, Coordinator
+from ragopt.errors import InvalidInput
+from ragopt.protocols import ChangeLog
 from ragopt.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -31,34 +34,35 @@ class Coherence:
     """
 
     def __init__(self, cache: TieredCache, max_staleness: float) -> None:
+        if cache.coordinator is None:
+            raise InvalidInput(
+                f"The last layer, {cache.layers[-1].name}, cannot tell what others deleted.",
+                fix="Use a SqliteStore or RedisStore there, or leave max_staleness out.",
+            )
         self._cache = cache
+        self._store = cache.coordinator
         self._max_staleness = max_staleness
-        self._lock = Lock()
-        self._reading = False
+        self._lock = fork_safe(Lock())
+        self._reader = 0  # the process that reads just now
         self._read_at = float("-inf")
         self._log: ChangeLog | None = None
 
-    @property
-    def position(self) -> ChangeLog | None:
-        """Up to where the log was read; what is read from the last layer is at least as new."""
-        return self._log
-
-    async def catch_up(self, io: Runtime, store: Coordinator) -> None:
+    async def catch_up(self, io: Runtime) -> None:
         """Drop what was changed elsewhere, if the last look at the log is too long ago."""
         begun = monotonic()
         if begun - self._read_at < self._max_staleness:
             return
         with self._lock:
-            if self._reading and self._max_staleness:
+            if self._reader == os.getpid() and self._max_staleness:
                 return  # another thread or task is at it
-            self._reading = True
+            self._reader = os.getpid()
         try:
-            await self._read(io, store, begun)
+            await self._read(io, begun)
         finally:
-            self._reading = False
+            self._reader = 0
 
-    async def _read(self, io: Runtime, store: Coordinator, begun: float) -> None:
-        known = self._log
+    async def _read(self, io: Runtime, begun: float) -> None:
+        known, store = self._log, self._store
         near = self._cache.layers[:-1]
         if known is None and all(isinstance(layer, MemoryStore) for layer in near):
             # Nothing was in them before this process began, so only the log's end matters.
@@ -77,9 +81,11 @@ class Coherence:
         log, tags = found
         if seq < log.low or (known is not None and known.id != log.id):
             tags = [_PREFIX]  # what happened meanwhile is not known: all may have changed
-        self._log = log  # first, so that whoever read before this does not fill in afterwards
+        self._log = log
+        keys = [tag[1:] for tag in tags if tag[:1] == _KEY]
+        if tags:  # before they go, so that nobody who has just read one puts it back
+            self._cache.changes += 1
         for layer in near:
-            keys = [tag[1:] for tag in tags if tag[:1] == _KEY]
             if keys:
                 await io.call(layer.delete_many, layer.adelete_many, keys)
             for tag in tags:
@@ -87,12 +93,14 @@ class Coherence:
                     await io.call(layer.clear, layer.aclear, tag[1:])
         self._read_at = begun
 
-    async def changed(self, io: Runtime, store: Coordinator, keys: Sequence[bytes]) -> None:
+    async def changed(self, io: Runtime, keys: Sequence[bytes]) -> None:
         """Write down that keys were deleted or replaced."""
         if keys:
-            tags = [_KEY + key for key in keys]
-            await io.call(store.mark, store.amark, _SPACE, tags)
+            await self._mark(io, [_KEY + key for key in keys])
 
-    async def cleared(self, io: Runtime, store: Coordinator, prefix: bytes) -> None:
+    async def cleared(self, io: Runtime, prefix: bytes) -> None:
         """Write down that all keys with a prefix were deleted."""
-        await io.call(store.mark, store.amark, _SPACE, [_PREFIX + prefix])
+        await self._mark(io, [_PREFIX + prefix])
+
+    async def _mark(self, io: Runtime, tags: Sequence[bytes]) -> None:
+        await io.call(self._store.mark, self._store.amark, _SPACE, tags)

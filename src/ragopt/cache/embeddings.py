@@ -12,7 +12,7 @@ from ragopt._runtime import Runtime
 from ragopt.cache.tiers import TieredCache
 from ragopt.embedders.base import BaseEmbedder
 from ragopt.errors import InvalidInput
-from ragopt.keys import KeySpace
+from ragopt.keys import KeySpace, namespace_prefix
 from ragopt.protocols import Embedder, KVStore
 from ragopt.types import OUTPUTS, Dense, EmbedderSpec, EmbeddingBatch, Output, Role, SparseVector
 
@@ -52,6 +52,8 @@ class CachedEmbedder(BaseEmbedder):
             raise InvalidInput(f"A batch size of {batch_size} was given.", fix="Give 1 or more.")
         self.embedder = embedder
         self.cache = TieredCache.over(cache)
+        self.cache.check_tenant(tenant)
+        namespace_prefix(namespace, tenant, KIND)  # an empty name is refused now, not later
         self._ttl = ttl
         self._precision = precision
         self._batch_size = batch_size

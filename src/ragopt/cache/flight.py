@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from threading import Lock, get_ident
 from typing import Generic, TypeVar
 
+from ragopt._forks import fork_safe
 from ragopt._runtime import SYNC, Runtime
 
 T = TypeVar("T")
@@ -22,7 +23,8 @@ class Abandoned(Exception):
 
 
 class _Flight(Generic[T]):
-    def __init__(self) -> None:
+    def __init__(self, leader: object) -> None:
+        self.leader = leader
         self.thread = get_ident()
         self.future: Future[T] = Future()
 
@@ -43,7 +45,7 @@ class Flights(Generic[T]):
 
     def __init__(self, *, patience: float = 60.0) -> None:
         self._patience = patience
-        self._lock = Lock()
+        self._lock = fork_safe(Lock())
         self._flights: dict[bytes, _Flight[T]] = {}
         self._pid = os.getpid()
 
@@ -57,11 +59,13 @@ class Flights(Generic[T]):
         if key in _leading.get():  # the computation asks for its own result: never wait for that
             raise Abandoned
         while True:
-            flight, leads = self._join(key)
+            flight, leads = self._join(key, io.caller())
             if leads:
                 return await self._lead(key, flight, compute)
-            if io is SYNC and flight.thread == get_ident():
-                # The leader is a task of the loop which this call would block.
+            blocked = flight.thread if io is SYNC else flight.leader
+            if blocked == io.caller():
+                # It is the caller itself, in the middle of a stream say, or a task of the loop
+                # which this call would block: it would wait for ever.
                 raise Abandoned
             try:
                 return await io.wait(flight.future, self._patience)
@@ -74,16 +78,16 @@ class Flights(Generic[T]):
 
     def under_way(self, key: bytes) -> bool:
         """Return whether somebody in this process computes this just now."""
-        return key in self._flights
+        return key in self._flights and self._pid == os.getpid()
 
-    def _join(self, key: bytes) -> tuple[_Flight[T], bool]:
+    def _join(self, key: bytes, caller: object) -> tuple[_Flight[T], bool]:
         with self._lock:
             if self._pid != os.getpid():  # the parent's leaders do not live in this process
                 self._flights, self._pid = {}, os.getpid()
             flight = self._flights.get(key)
             if flight is not None:
                 return flight, False
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = _Flight(caller)
             return flight, True
 
     async def _lead(self, key: bytes, flight: _Flight[T], compute: Callable[[], Awaitable[T]]) -> T:

@@ -96,7 +96,7 @@ class Keeper:
         token: bytes | None,
     ) -> bool:
         """Store a value in all layers; with a token, only if its claim still holds."""
-        data, store = pack(packed), self._cache.coordinator
+        data, store, since = pack(packed), self._cache.coordinator, self._cache.changes
         depths = range(len(self._cache.layers))
         if store is not None and token is not None:
             self._cache.claims.let_go(token)
@@ -108,7 +108,7 @@ class Keeper:
                 self._cache.stats.count(self._kind, "superseded")
                 return False
             depths = depths[:-1]
-        await self._cache.write(io, depths, {key: data}, ttl, trips=trips)
+        await self._cache.write(io, depths, {key: data}, ttl, trips=trips, since=since)
         return True
 
     async def put_plain(self, io: Runtime, key: bytes, value: object) -> None:

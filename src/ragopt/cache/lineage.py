@@ -83,6 +83,7 @@ class Lineage:
             raise InvalidInput(
                 f"A staleness of {max_staleness} seconds was given.", fix="Give 0 or more."
             )
+        self.cache.check_tenant(tenant)
         self._store = self.cache.coordinator
         self._space = namespace_prefix(namespace, tenant, "lineage")
         self._max_staleness = max_staleness

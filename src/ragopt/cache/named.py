@@ -46,6 +46,7 @@ class NamedStore:
         if cache is not None and not isinstance(cache, TieredCache):
             cache = TieredCache(cache, strict=True)
         self.cache = TieredCache.over(cache)
+        self.cache.check_tenant(tenant)
         self.kind = kind
         self._ttl = ttl
         # The group is quoted, so that no group and name read as another group and name.

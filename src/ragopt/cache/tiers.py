@@ -62,6 +62,7 @@ class TieredCache(BaseKVStore):
             one have dropped what was deleted or replaced through another. 0 asks at every
             look-up; None never asks: what another process deletes stays in this one's memory
             until it ends.
+        require_tenant: Refuse every cache over this one that is opened without a tenant.
         stats: Where to count; a ``CacheStats`` of its own if None.
         clock: Seconds since the epoch; the layers must use the same.
 
@@ -77,6 +78,7 @@ class TieredCache(BaseKVStore):
         strict: bool = False,
         deadline: float | None = None,
         max_staleness: float | None = None,
+        require_tenant: bool = False,
         stats: CacheStats | None = None,
         clock: Clock = time.time,
     ) -> None:
@@ -92,7 +94,9 @@ class TieredCache(BaseKVStore):
         self.coordinator: Coordinator | None = last if isinstance(last, Coordinator) else None
         """The last layer, where processes can agree through it."""
         self.strict = strict
+        self.require_tenant = require_tenant
         self.stats = stats or CacheStats()
+        self.stats.watch(self)
         self._timeouts = [float(getattr(layer, "timeout", 0.0)) for layer in self.layers]
         longest = max(self._timeouts)
         self.deadline = longest + _SLACK if deadline is None else deadline
@@ -104,13 +108,10 @@ class TieredCache(BaseKVStore):
             )
         self.flights: Flights[Any] = Flights()
         self.claims = Claims(self)
+        self.changes = 0
+        """Moves with everything that is deleted or replaced through this cache."""
         self._coherence = None
         if max_staleness is not None and len(self.layers) > 1:
-            if self.coordinator is None:
-                raise InvalidInput(
-                    f"The last layer, {self.layers[-1].name}, cannot tell what others deleted.",
-                    fix="Use a SqliteStore or RedisStore there, or leave max_staleness out.",
-                )
             self._coherence = Coherence(self, max_staleness)
         self._breakers = [Breaker(partial(layer.get_many, [_PROBE])) for layer in self.layers]
         self._warned: dict[str, float] = {}
@@ -122,19 +123,27 @@ class TieredCache(BaseKVStore):
             return store
         return cls() if store is None else cls(store)
 
+    def check_tenant(self, tenant: str | None) -> None:
+        """Raise InvalidInput if a cache over this one must name its tenant and does not."""
+        if self.require_tenant and tenant is None:
+            raise InvalidInput(
+                "A cache was opened without a tenant over one that requires it.",
+                fix="Pass tenant=, the customer whose data it holds.",
+            )
+
     async def _get_many(self, io: Runtime, keys: Sequence[bytes]) -> list[Entry | None]:
         found: list[Entry | None] = [None] * len(keys)
         wanted: Sequence[int] = range(len(keys))
-        coherence, store = self._coherence, self.coordinator
-        position = None
-        if coherence is not None and store is not None:
-            await coherence.catch_up(io, store)
-            position = coherence.position
+        if self._coherence is not None:
+            await self._coherence.catch_up(io)
+        since = self.changes
         begin = perf_counter() if len(self.layers) > 1 else 0.0
         for depth, layer in enumerate(self.layers):
             if not wanted:
                 break
-            if not self._admits(depth, "read", begin):
+            # The nearest layer while it works, which every look-up passes, needs no more asking.
+            near = not depth and self._breakers[0].closed
+            if not near and not self._admits(depth, "read", begin):
                 continue
             asked = keys if len(wanted) == len(keys) else [keys[i] for i in wanted]
             start = perf_counter()
@@ -143,9 +152,9 @@ class TieredCache(BaseKVStore):
             except Exception as error:  # noqa: BLE001 - the chain goes on without this layer
                 self._failed(depth, "read", error)
                 continue
-            self.stats.observe(layer.name, "get", perf_counter() - start)
+            seconds = perf_counter() - start
             if depth == 0 and all(entries):
-                self.stats.count(layer.name, "hit", len(entries))
+                self.stats.looked_up(layer.name, len(entries), 0, seconds)
                 return entries
             missing = []
             for i, entry in zip(wanted, entries, strict=True):
@@ -154,16 +163,17 @@ class TieredCache(BaseKVStore):
                 else:
                     found[i] = entry
             hits = len(wanted) - len(missing)
-            self.stats.count(layer.name, "hit", hits)
-            self.stats.count(layer.name, "miss", len(missing))
-            # What was read before a change became known must not be filled in after it.
-            if depth and hits and (coherence is None or coherence.position is position):
+            self.stats.looked_up(layer.name, hits, len(missing), seconds)
+            if depth and hits:
                 fresh = set(wanted).difference(missing)
-                await self._fill(io, depth, {keys[i]: e for i in fresh if (e := found[i])})
+                items = {keys[i]: e for i in fresh if (e := found[i])}
+                await self._fill(io, depth, items, since)
             wanted = missing
         return found
 
-    async def _fill(self, io: Runtime, depth: int, entries: Mapping[bytes, Entry]) -> None:
+    async def _fill(
+        self, io: Runtime, depth: int, entries: Mapping[bytes, Entry], since: int
+    ) -> None:
         """Copy what layer ``depth`` knew into the layers above it, for the time it has left."""
         now = self._clock()
         groups: defaultdict[float | None, dict[bytes, bytes]] = defaultdict(dict)
@@ -172,22 +182,21 @@ class TieredCache(BaseKVStore):
         for expires_at, items in groups.items():
             ttl = None if expires_at is None else expires_at - now
             if ttl is None or ttl > 0:
-                await self.write(io, range(depth), items, ttl)
+                await self.write(io, range(depth), items, ttl, since=since)
 
     async def _set_many(
         self, io: Runtime, items: Mapping[bytes, bytes], expires_at: float | None
     ) -> None:
         ttl = None if expires_at is None else expires_at - self._clock()
         if ttl is None or ttl > 0:
-            await self.write(io, range(len(self.layers)), items, ttl)
+            await self.write(io, range(len(self.layers)), items, ttl, replaces=True)
             await self.replaced(io, list(items))
 
     async def replaced(self, io: Runtime, keys: Sequence[bytes]) -> None:
         """Let other processes know that keys have new values, where they want to know."""
-        store = self.coordinator
-        if self._coherence is not None and store is not None:
+        if self._coherence is not None:
             try:
-                await self._coherence.changed(io, store, keys)
+                await self._coherence.changed(io, keys)
             except Exception as error:  # noqa: BLE001 - as for the write itself
                 self._failed(len(self.layers) - 1, "write", error)
 
@@ -199,8 +208,10 @@ class TieredCache(BaseKVStore):
         ttl: float | None,
         *,
         trips: Sequence[int] | None = None,
+        since: int | None = None,
+        replaces: bool = False,
     ) -> None:
-        """Store items in some of the layers, never raising unless the cache is strict.
+        """Store items in some layers, the farthest first, never raising unless it is strict.
 
         Args:
             io: The colour.
@@ -209,9 +220,12 @@ class TieredCache(BaseKVStore):
             ttl: For how many seconds.
             trips: What ``trips`` was before the request read: a layer that failed since then is
                 not written to, since it may hold something newer that could not be read.
+            since: What ``changes`` was before the items were read or made: if anything was
+                deleted or replaced meanwhile, they are taken out again.
+            replaces: Other values may stand under these keys.
         """
         begin = perf_counter()
-        for depth in depths:
+        for depth in sorted(depths, reverse=True):
             if trips is not None and self._breakers[depth].trips != trips[depth]:
                 self.stats.count(self.layers[depth].name, "skipped")
             elif self._admits(depth, "write", begin):
@@ -223,8 +237,12 @@ class TieredCache(BaseKVStore):
                     self._failed(depth, "write", error)
                 else:
                     self._breakers[depth].wrote()
-                    self.stats.observe(layer.name, "set", perf_counter() - start)
-                    self.stats.count(layer.name, "write", len(items))
+                    self.stats.wrote(layer.name, len(items), perf_counter() - start)
+            if replaces:
+                self.changes += 1
+            if since is not None and since != self.changes:
+                layer = self.layers[depth]
+                await io.call(layer.delete_many, layer.adelete_many, list(items))
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch."""
@@ -251,48 +269,52 @@ class TieredCache(BaseKVStore):
         try:
             return await io.call(sync, asynchronous, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the chain goes on without this layer
-            self._failed(depth, "read", error)
+            # What is refused here is mostly a claim, by a full server say; its entries can still
+            # be read. Where they cannot, a look-up says so itself.
+            self._failed(depth, "write", error)
             return FAILED
 
     async def _delete_many(self, io: Runtime, keys: Sequence[bytes]) -> int:
-        gone = await self._all(io.call(x.delete_many, x.adelete_many, keys) for x in self.layers)
-        if self._coherence is not None and (store := self.coordinator) is not None:
-            await self._coherence.changed(io, store, keys)
+        gone = await self._all(io, lambda x: io.call(x.delete_many, x.adelete_many, keys))
+        if self._coherence is not None:
+            await self._coherence.changed(io, keys)
         return max(gone)
 
     async def _clear(self, io: Runtime, prefix: bytes) -> None:
-        await self._all(io.call(x.clear, x.aclear, prefix) for x in self.layers)
-        if self._coherence is not None and (store := self.coordinator) is not None:
-            await self._coherence.cleared(io, store, prefix)
+        await self._all(io, lambda x: io.call(x.clear, x.aclear, prefix))
+        if self._coherence is not None:
+            await self._coherence.cleared(io, prefix)
 
     async def _count(self, io: Runtime, prefix: bytes) -> int:
         """Return the count of the fullest layer: every layer holds a part of what it holds."""
-        return max(await self._all(io.call(x.count, x.acount, prefix) for x in self.layers))
+        return max(await self._all(io, lambda x: io.call(x.count, x.acount, prefix)))
 
     async def _keys(self, io: Runtime, prefix: bytes) -> list[bytes]:
         """Return what any layer holds: each may lack what another has."""
-        listed = await self._all(io.call(x.keys, x.akeys, prefix) for x in self.layers)
+        listed = await self._all(io, lambda x: io.call(x.keys, x.akeys, prefix))
         return list(dict.fromkeys(key for keys in listed for key in keys))
 
     async def _close(self, io: Runtime) -> None:
         for breaker in self._breakers:
             breaker.stop()
-        await self._all(io.call(x.close, x.aclose) for x in self.layers)
+        await self._all(io, lambda x: io.call(x.close, x.aclose))
 
-    async def _all(self, operations: Iterable[Awaitable[T]]) -> list[T]:
-        """Do it in every layer, then raise the first error.
+    async def _all(self, io: Runtime, ask: Callable[[KVStore], Awaitable[T]]) -> list[T]:
+        """Ask every layer, the farthest first, then raise the first error.
 
         Nothing is skipped quietly here: after a delete that failed in one layer, the caller
-        would take for gone what that layer still serves.
+        would take for gone what that layer still serves. And while it goes on, nobody copies
+        what a far layer held into a nearer one that was asked already: see ``write``.
         """
         results: list[T] = []
         first: Exception | None = None
-        for layer, operation in zip(self.layers, operations, strict=True):
+        for layer in reversed(self.layers):
             try:
-                results.append(await operation)
+                results.append(await ask(layer))
             except Exception as error:  # noqa: BLE001 - raised below, when all had their turn
                 self.stats.count(layer.name, "error")
                 first = first or error
+            self.changes += 1
         if first is not None:
             raise first
         return results

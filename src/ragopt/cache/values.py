@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from enum import Enum
+from time import perf_counter
 from typing import Any, Final, Literal, NamedTuple
 
 from ragopt._run import run
@@ -81,6 +82,7 @@ class ValueCache:
         self._freshness = Freshness.of(ttl)
         self._encode = encode
         self._decode = decode
+        self.cache.check_tenant(tenant)
         self._space = KeySpace(kind, settings, namespace=namespace, tenant=tenant)
         self._keeper = Keeper(kind, self.cache, self._freshness, lineage, self._body)
 
@@ -150,6 +152,14 @@ class ValueCache:
         """Forget one value; see ``delete``."""
         return await self.cache.adelete_many([self._space.key(payload)]) > 0
 
+    def count(self) -> int:
+        """Return how many values of this kind, namespace and tenant are kept."""
+        return self.cache.count(self._space.prefix)
+
+    async def acount(self) -> int:
+        """Return how many values of this kind, namespace and tenant are kept."""
+        return await self.cache.acount(self._space.prefix)
+
     def clear(self) -> None:
         """Forget every value of this kind, namespace and tenant, and nothing else."""
         self.cache.clear(self._space.prefix)
@@ -190,23 +200,26 @@ class ValueCache:
             return found.value
         mine: list[Any] = []
 
-        async def lead() -> bytes | None:
-            value, body = await self._lead(io, key, found.stored, trips, recipe)
+        async def lead() -> Packed | None:
+            value, packed = await self._lead(io, key, found.stored, trips, recipe)
             mine.append(value)
-            return body
+            return packed
 
         try:
-            body = await self.cache.flights.share(io, key, lead)
+            packed: Packed | None = await self.cache.flights.share(io, key, lead)
         except Abandoned:
             return await recipe.compute()
         if mine:
             return mine[0]
-        if body is None:  # it has no form that could be handed on
+        if packed is None:  # it has no form that could be handed on
             return await recipe.compute()
         self.cache.stats.count(self.kind, "shared")
-        return self._decode(decode_value(body))
+        if packed.origin is not None:  # the one who computed it noted that for itself alone
+            used((), tags=packed.origin.tags, as_of=packed.origin.seq)
+        return self._decode(decode_value(packed.body))
 
     async def _find(self, io: Runtime, key: bytes) -> _Found:
+        start, since = perf_counter(), self.cache.changes
         (entry,) = await io.call(self.cache.get_many, self.cache.aget_many, [key])
         count = self.cache.stats.count
         if entry is None:
@@ -216,12 +229,11 @@ class ValueCache:
         value = MISSING if packed is None else self._value(packed.body)
         if packed is None or value is MISSING:
             count(self.kind, "corrupt")
-        elif packed.origin is not None and not await self._alive(io, key, packed, entry):
+        elif packed.origin is not None and not await self._alive(io, key, packed, entry, since):
             count(self.kind, "dead")
         else:
-            count(self.kind, "hit")
-            if packed.cost:
-                self.cache.stats.save(self.kind, packed.cost)
+            seconds = perf_counter() - start
+            self.cache.stats.looked_up(self.kind, 1, 0, seconds, saved=packed.cost)
             left = packed.fresh_until - self.cache.now()
             if left <= 0:
                 count(self.kind, "stale")
@@ -231,7 +243,9 @@ class ValueCache:
         count(self.kind, "miss")
         return _Found(stored=entry[0])
 
-    async def _alive(self, io: Runtime, key: bytes, packed: Packed, entry: Entry) -> bool:
+    async def _alive(
+        self, io: Runtime, key: bytes, packed: Packed, entry: Entry, since: int
+    ) -> bool:
         """Return whether none of the documents of a value changed since it was begun."""
         origin = packed.origin
         lineage = self.lineage
@@ -246,7 +260,8 @@ class ValueCache:
             newer = pack(packed._replace(origin=origin._replace(seq=good)))
             ttl = None if entry.expires_at is None else entry.expires_at - self.cache.now()
             if ttl is None or ttl > 0:
-                await self.cache.write(io, range(len(self.cache.layers) - 1), {key: newer}, ttl)
+                near = range(len(self.cache.layers) - 1)
+                await self.cache.write(io, near, {key: newer}, ttl, since=since)
         return True
 
     async def _lead(
@@ -256,11 +271,12 @@ class ValueCache:
         known: bytes | None,
         trips: tuple[int, ...],
         recipe: Recipe,
-    ) -> tuple[Any, bytes | None]:
+    ) -> tuple[Any, Packed | None]:
         """Compute a value for all processes, or wait for the one that does."""
         claims, store = self.cache.claims, self.cache.coordinator
         token: Entry | bytes | None = None
         while store is not None:
+            since = self.cache.changes
             token = await claims.wait_or_take(io, store, key, known)
             if not isinstance(token, Entry):
                 break
@@ -269,10 +285,10 @@ class ValueCache:
             if (
                 packed is not None
                 and value is not MISSING
-                and (packed.origin is None or await self._alive(io, key, packed, token))
+                and (packed.origin is None or await self._alive(io, key, packed, token, since))
             ):
                 self.cache.stats.count(self.kind, "shared")
-                return value, packed.body
+                return value, packed
             known = token.value
         claimed = token if isinstance(token, bytes) else None
         try:
@@ -280,9 +296,9 @@ class ValueCache:
             if packed is None:
                 return value, None
             ttl = self._freshness.kept(packed.fresh_until - self.cache.now())
-            await self._keeper.put(io, key, packed, ttl, trips, claimed)
-            claimed = None
-            return value, packed.body
+            if await self._keeper.put(io, key, packed, ttl, trips, claimed):
+                claimed = None
+            return value, packed
         finally:
             if store is not None and claimed is not None:
                 await claims.give_up(io, store, key, claimed)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from ragopt._imports import require
-from ragopt._runtime import PerLoop, Runtime
+from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
 from ragopt.errors import BackendUnavailable, StorageError
+from ragopt.stores._redis_connections import RedisConnections
 from ragopt.stores._redis_url import Address, read_url, text
 
 Command: TypeAlias = tuple[bytes, tuple[Any, ...]]  # the key that it is about, and its words
@@ -50,15 +52,9 @@ class RedisServers:
         self._start = Route(place.seeds, []) if place.kind == "server" else None
         self._route = self._start
         self._timeout = timeout
-        self._options = {
-            "timeout": timeout,
-            "max_connections": max_connections,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            **place.options,
-        }
-        self._clients: dict[Address, Any] = {}
-        self._loop_clients: PerLoop[dict[Address, Any]] = PerLoop(dict)
+        self._max_connections = max_connections
+        self._known: dict[Address, RedisConnections] = {}
+        self._known_of_loop: PerLoop[dict[Address, RedisConnections]] = PerLoop(dict)
 
     async def ask(self, io: Runtime, commands: Sequence[Command]) -> list[Any]:
         """Send commands, each to the server of its key, and return the replies in order.
@@ -113,13 +109,13 @@ class RedisServers:
 
     async def close(self, io: Runtime) -> None:
         """Close the sync connections and, in the async colour, those of the running loop."""
-        while self._clients:
-            _close(self._clients.popitem()[1])
+        while self._known:
+            await self._known.popitem()[1].close(SYNC)
         await io.call(lambda: None, self._close_loop)
 
     async def _close_loop(self) -> None:
-        for client in (self._loop_clients.pop() or {}).values():
-            await _aclose(client)
+        for connections in (self._known_of_loop.pop() or {}).values():
+            await connections.close(ASYNC)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -154,23 +150,14 @@ class RedisServers:
         asking: bool = False,
     ) -> list[Any]:
         """Send commands to one server in one round trip. What it refuses, the reply is an error."""
-        client = await self._client(io, address)
+        connections = await self._connections(io, address)
+        if asking:
+            commands = [words for command in commands for words in (("ASKING",), command)]
         try:
-            if len(commands) == 1 and not asking:
-                send = client.execute_command
-                try:
-                    return [await io.call(send, send, *commands[0])]
-                except self._redis.ResponseError as error:
-                    return [error]
-            pipe = client.pipeline(transaction=False)
-            for words in commands:
-                if asking:
-                    pipe.execute_command("ASKING")
-                pipe.execute_command(*words)
-            replies = await io.call(pipe.execute, pipe.execute, raise_on_error=False)
+            replies = await connections.send(io, commands)
         except (self._redis.RedisError, OSError) as error:
             raise self._failed(error, address) from error
-        return list(replies[1::2] if asking else replies)
+        return replies[1::2] if asking else replies
 
     # -- finding the servers ---------------------------------------------------------------
 
@@ -217,51 +204,59 @@ class RedisServers:
     async def _ask_once(
         self, io: Runtime, seed: Address, other: dict[str, Any], *words: str
     ) -> Any:
-        client = await io.call(self._new, self._new_async, seed, **other)
+        connections = self._connect(io, seed, **other)
         try:
-            return await io.call(client.execute_command, client.execute_command, *words)
+            (reply,) = await connections.send(io, [words])
         except (self._redis.RedisError, OSError) as error:
             raise self._failed(error, seed) from error
         finally:
-            await io.call(_close, _aclose, client)
+            await connections.close(io)
+        if isinstance(reply, Exception):
+            raise self._failed(reply, seed) from reply
+        return reply
 
     # -- connections -----------------------------------------------------------------------
 
-    async def _client(self, io: Runtime, address: Address) -> Any:
-        """Return this colour's client of a server; both have the same methods."""
-        clients = await io.call(lambda: self._clients, self._of_loop)
-        client = clients.get(address)
-        if client is None:
-            client = clients.setdefault(address, await io.call(self._new, self._new_async, address))
+    async def _connections(self, io: Runtime, address: Address) -> RedisConnections:
+        """Return this colour's connections to a server."""
+        known = await io.call(lambda: self._known, self._of_loop)
+        found = known.get(address)
+        if found is None:
+            found = known.setdefault(address, self._connect(io, address))
             # A new server: those that are masters no more need no connections.
-            masters = self._route.masters if self._route else clients
-            for other in clients.keys() - {address, *masters}:
-                if gone := clients.pop(other, None):  # unless another thread did
-                    await io.call(_close, _aclose, gone)
-        return client
+            masters = self._route.masters if self._route else known
+            for other in known.keys() - {address, *masters}:
+                if gone := known.pop(other, None):  # unless another thread did
+                    await gone.close(io)
+        return found
 
-    async def _of_loop(self) -> dict[Address, Any]:
-        return self._loop_clients.get()
+    async def _of_loop(self) -> dict[Address, RedisConnections]:
+        return self._known_of_loop.get()
 
-    def _new(self, address: Address, **other: Any) -> Any:
-        return self._make(self._redis, address, other)
-
-    async def _new_async(self, address: Address, **other: Any) -> Any:
-        return self._make(require("redis.asyncio", "redis"), address, other)
-
-    def _make(self, module: Any, address: Address, other: dict[str, Any]) -> Any:
-        """Make a client of ``redis`` or ``redis.asyncio``; it connects when it is used."""
-        retry = require(f"{module.__name__}.retry", "redis").Retry
-        options = {**self._options, **other}
+    def _connect(self, io: Runtime, address: Address, **other: Any) -> RedisConnections:
+        """Return connections of the kind that the URL asks for; they open when they are used."""
+        asynchronous = io is not SYNC
+        name = "redis.asyncio" if asynchronous else "redis"
+        retry = require(f"{name}.retry", "redis").Retry
+        newer = hasattr(self._redis, "driver_info")  # an older redis-py has two options for it
+        silent = ("driver_info",) if newer else ("lib_name", "lib_version")
+        options = {
+            "socket_connect_timeout": self._timeout,
+            # In async one limit is set around the whole exchange, which takes less time.
+            "socket_timeout": None if asynchronous else self._timeout,
+            "retry": retry(require("redis.backoff", "redis").NoBackoff(), 0),
+            # No greetings, on which a slow server would spend the whole timeout.
+            "protocol": 2,
+            **dict.fromkeys(silent),
+            **self._place.options,
+            **other,
+        }
         if "path" not in options:
             options["host"], options["port"] = address
-        pool = module.BlockingConnectionPool(
-            connection_class=getattr(module, self._place.connection),
-            retry=retry(require("redis.backoff", "redis").NoBackoff(), 0),
-            decode_responses=False,
-            **options,
+        kind = getattr(require(f"{name}.connection", "redis"), self._place.connection)
+        return RedisConnections(
+            io, partial(kind, **options), most=self._max_connections, timeout=self._timeout
         )
-        return module.Redis.from_pool(pool)
 
     # -- errors ----------------------------------------------------------------------------
 
@@ -343,14 +338,6 @@ def _route(reply: Any, seed: Address) -> Route:
         address = (seed[0] if host in ("", "?") else host, int(master[1]))
         slots[first : last + 1] = [address] * (last + 1 - first)
     return Route([address for address in dict.fromkeys(slots) if address], slots)
-
-
-def _close(client: Any) -> None:
-    client.close()
-
-
-async def _aclose(client: Any) -> None:
-    await client.aclose()
 
 
 def _plain(word: bytes | str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,12 @@ class RedisServerStats:
         return self.keyspace_hits / asked if asked else 0.0
 
     @classmethod
-    def from_info(cls, infos: Sequence[Mapping[str, Any]]) -> Self:
-        """Add up what the driver read of each server's INFO."""
+    def from_info(cls, replies: Sequence[bytes]) -> Self:
+        """Add up what each server answers to INFO: lines of names and values."""
+        infos = [
+            dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
+            for reply in replies
+        ]
 
         def total(name: str) -> int:
             return sum(int(info.get(name, 0)) for info in infos)

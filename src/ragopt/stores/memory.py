@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
+from ragopt._forks import fork_safe
 from ragopt._runtime import Runtime
 from ragopt.codecs import stamp_of
 from ragopt.errors import InvalidInput
@@ -47,12 +48,17 @@ class MemoryStore(CoordinatingStore):
         self._entries = S3Fifo(max_bytes, max_entries)
         self._claims = MemoryClaims()
         self._logs: defaultdict[bytes, MemoryLog] = defaultdict(MemoryLog)
-        self._lock = Lock()
+        self._lock = fork_safe(Lock())
 
     @property
     def size_bytes(self) -> int:
         """Bytes that the entries take up."""
         return self._entries.size_bytes
+
+    @property
+    def entries(self) -> int:
+        """How many entries there are, with those that have expired and not been asked for since."""
+        return len(self._entries)
 
     @property
     def evictions(self) -> int:

@@ -12,7 +12,7 @@ from ragopt._imports import require
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.codecs import STAMP_SIZE, seal, signing_keys, unseal
-from ragopt.errors import InvalidInput
+from ragopt.errors import BackendUnavailable, InvalidInput
 from ragopt.protocols import ChangeLog, Clock, Entry
 from ragopt.stores import _redis_claims as claims
 from ragopt.stores._redis_servers import RedisServers
@@ -23,6 +23,7 @@ __all__ = ["RedisServerStats", "RedisStore"]
 
 _CHUNK = 500  # keys in one round trip
 _PAGE = 1000  # keys that one SCAN looks at
+_MOST_UNSURE = 1000
 _MARK = seal(b"", b"", None)[:3]  # the first bytes of every value that ragopt wrote
 
 
@@ -93,6 +94,7 @@ class RedisStore(CoordinatingStore):
         self.timeout = timeout
         self._servers = RedisServers(url, timeout=timeout, max_connections=max_connections)
         self._secrets = signing_keys(secret)
+        self._unsure: dict[bytes, bytes] = {}  # claims without an answer, token under key
         self._compress_above = compress_above
         if compress_above is not None:
             require("zstandard", "zstd")
@@ -171,10 +173,20 @@ class RedisStore(CoordinatingStore):
     ) -> bytes | None:
         token = new_claim()
         lifetime = claims.milliseconds(seconds)
-        if await self._run_script(io, claims.CLAIM, key, token, lifetime, over or b""):
-            return token
+        unsure = self._unsure.pop(key, None)
+        try:
+            if await self._run_script(io, claims.CLAIM, key, token, lifetime, over or b""):
+                return token
+        except BackendUnavailable:
+            # A server that answers late may have set it, and nobody would ever release it.
+            if len(self._unsure) >= _MOST_UNSURE:
+                self._unsure.clear()
+            self._unsure[key] = token
+            raise
         ((blob,),) = await self._servers.ask(io, [(key, ("MGET", key))])
-        if blob is None or is_claim(blob) or unseal(key, blob, self._secrets) is not None:
+        if blob is None:
+            return None
+        if blob != unsure and (is_claim(blob) or unseal(key, blob, self._secrets) is not None):
             return None
         # What nobody can read must not keep the key from being computed.
         stamp = blob[:STAMP_SIZE]
@@ -240,9 +252,10 @@ class RedisStore(CoordinatingStore):
         for server in await self._servers.masters(io):
             cursor: int | None = None
             while cursor != 0:
-                cursor, keys = await self._servers.ask_server(
+                after, keys = await self._servers.ask_server(
                     io, server, "SCAN", cursor or 0, *options
                 )
+                cursor = int(after)
                 begins = [(key, ("GETRANGE", key, 0, len(_MARK) - 1)) for key in keys]
                 marks = await self._servers.ask(io, begins) if keys else []
                 ours = [key for key, mark in zip(keys, marks, strict=True) if mark in begin]

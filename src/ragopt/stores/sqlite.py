@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
+from ragopt._forks import fork_safe
 from ragopt._runtime import Runtime
 from ragopt.codecs import seal, signing_keys, unseal
 from ragopt.errors import BackendUnavailable, CorruptData, StorageError
@@ -64,13 +65,24 @@ class SqliteStore(CoordinatingStore):
         self.path = Path(path).expanduser()
         self.max_bytes = max_bytes
         self.corrupt_entries = 0
+        self.evictions = 0
+        """How many entries this process removed before their time, to make room for others."""
         self._secrets = signing_keys(secret)
         self.timeout = timeout
-        self._lock = RLock()
+        self._lock = fork_safe(RLock())
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
         self._writes = 0
         self._session = _Session(self)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the file and of the log of writes beside it; 0 before the first use."""
+        try:
+            files = self.path, Path(f"{self.path}-wal")
+            return sum(file.stat().st_size for file in files if file.exists())
+        except OSError:  # removed just now, or in a folder that cannot be read
+            return 0
 
     async def _get_many(self, io: Runtime, keys: Sequence[bytes]) -> list[Entry | None]:
         return await io.cpu(self._read, keys) if keys else []
@@ -166,6 +178,7 @@ class SqliteStore(CoordinatingStore):
                     "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry ORDER BY rowid "
                     "LIMIT 1 + (SELECT count(*) FROM entry) / 10)"
                 )
+                self.evictions += gone.rowcount
             if gone.rowcount == 0:
                 return  # empty: what is left is the file's own structure
 
