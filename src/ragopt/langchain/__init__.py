@@ -7,6 +7,7 @@ require("langchain_core", "langchain")
 from ragopt.langchain.caches import LLMCache  # noqa: E402
 from ragopt.langchain.chains import CachedChain  # noqa: E402
 from ragopt.langchain.embeddings import CachedEmbeddings, EmbedderEmbeddings  # noqa: E402
+from ragopt.langchain.models import CachedChatModel  # noqa: E402
 from ragopt.langchain.retrievers import CachedRetriever  # noqa: E402
 from ragopt.langchain.splitters import CachedSplitter  # noqa: E402
 from ragopt.langchain.stores import CacheByteStore  # noqa: E402
@@ -15,6 +16,7 @@ from ragopt.langchain.vectorstores import FaissVectorStore, IndexVectorStore  # 
 __all__ = [
     "CacheByteStore",
     "CachedChain",
+    "CachedChatModel",
     "CachedEmbeddings",
     "CachedRetriever",
     "CachedSplitter",

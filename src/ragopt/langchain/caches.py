@@ -51,8 +51,8 @@ class LLMCache(BaseCache):
             cache,
             kind="llm",
             ttl=ttl,
-            encode=_encode,
-            decode=_decode,
+            encode=encode_generations,
+            decode=decode_generations,
             namespace=namespace,
             tenant=tenant,
         )
@@ -87,7 +87,12 @@ class LLMCache(BaseCache):
         await self.answers.aclear()
 
 
-def _encode(generations: Sequence[Generation]) -> list[dict[str, Any]]:
+def encode_generations(generations: Sequence[Generation]) -> list[dict[str, Any]]:
+    """Return JSON-like values from which ``decode_generations`` makes the same again.
+
+    Raises:
+        InvalidInput: There are none, or one that could not be made again exactly.
+    """
     encoded = []
     for generation in generations:
         entry: dict[str, Any] = {
@@ -102,14 +107,15 @@ def _encode(generations: Sequence[Generation]) -> list[dict[str, Any]]:
     # A subclass of the provider's own, or a value that pydantic changes on the way, would come
     # back as something else: better no hit than another answer.
     known = all(entry["class"] in _GENERATIONS for entry in encoded)
-    if not known or _decode(encoded) != list(generations):
+    if not encoded or not known or decode_generations(encoded) != list(generations):
         raise InvalidInput(
             "An answer has no plain form that is exactly the same.", fix="It is not cached."
         )
     return encoded
 
 
-def _decode(stored: Any) -> list[Generation]:
+def decode_generations(stored: Any) -> list[Generation]:
+    """Make the generations from which ``encode_generations`` made ``stored``."""
     generations = [_generation(entry) for entry in stored]
     if not generations:
         raise CorruptData("A stored answer is empty.", fix="Ask the model again.")

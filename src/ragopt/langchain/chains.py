@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -10,14 +10,18 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.asking import Emit, asked, astream, pour, stream
 from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.keeping import Documents
 from ragopt.cache.lineage import Lineage
 from ragopt.cache.tiers import TieredCache
 from ragopt.cache.version import Version, check, current
-from ragopt.errors import InvalidInput, UnkeyableValue
+from ragopt.errors import InvalidInput
 from ragopt.keys import encode
-from ragopt.langchain.plain import from_plain, to_plain
+from ragopt.langchain import chunks
+from ragopt.langchain.chunks import Pieces
+from ragopt.langchain.events import tell
+from ragopt.langchain.plain import to_plain
 from ragopt.langchain.vectorstores import IndexVectorStore
 from ragopt.protocols import KVStore
 
@@ -29,6 +33,12 @@ class CachedChain(Runnable[Any, Any]):
     documents, messages, and lists and dicts of them. An input of another type is answered by the
     chain itself, and an output of another type is not kept; both are counted as ``uncacheable``.
     The config (tags, callbacks) takes no part in the key; a hit runs no callbacks.
+
+    A stream that misses hands each chunk on as it comes, and is kept when it has ended: not when
+    it failed, was cancelled or was closed early. A hit on a stream hands on the same chunks. An
+    answer that was not streamed is one chunk. A streamed one is found by ``invoke`` as well, put
+    together as LangChain does; lists that come in several chunks are not kept, since it depends
+    on the chain what they add up to. Messages come back as they were, with what they once cost.
 
     Args:
         chain: The chain you use today.
@@ -71,15 +81,11 @@ class CachedChain(Runnable[Any, Any]):
         self.chain = chain
         self.name = name
         self._documents = documents
-        self._answers = AnswerCache(
-            cache,
-            ttl=ttl,
-            encode=to_plain,
-            decode=from_plain,
-            lineage=lineage,
-            namespace=namespace,
-            tenant=tenant,
-        )
+        options: dict[str, Any] = {"namespace": namespace, "tenant": tenant, "ttl": ttl}
+        options |= {"lineage": lineage, "encode": chunks.encode}
+        self._answers = AnswerCache(cache, decode=chunks.decode, **options)
+        # The same entries, taken as they were cut: an answer can have hundreds of chunks.
+        self._streams = AnswerCache(self.cache, decode=chunks.decode_chunks, **options)
 
     @property
     def cache(self) -> TieredCache:
@@ -94,6 +100,18 @@ class CachedChain(Runnable[Any, Any]):
         """Return the answer to this input, from the cache where it is known."""
         return await self._answer(ASYNC, input, config, kwargs)
 
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Yield the answer in the chunks in which the chain makes it, or made it."""
+        return stream(lambda emit: self._answer(SYNC, input, config, kwargs, emit))
+
+    def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Yield the answer in the chunks in which the chain makes it, or made it."""
+        return astream(lambda emit: self._answer(ASYNC, input, config, kwargs, emit))
+
     def clear(self) -> None:
         """Forget the answers of this namespace and tenant."""
         self._answers.clear()
@@ -103,18 +121,48 @@ class CachedChain(Runnable[Any, Any]):
         await self._answers.aclear()
 
     async def _answer(
-        self, io: Runtime, input: Any, config: RunnableConfig | None, kwargs: dict[str, Any]
+        self,
+        io: Runtime,
+        input: Any,
+        config: RunnableConfig | None,
+        kwargs: dict[str, Any],
+        emit: Emit | None = None,
     ) -> Any:
-        invoke: Callable[..., Any] = self.chain.invoke
-        payload: list[Any] = ["chain", self.name, await current(io, self._source)]
-        try:
-            payload += [to_plain(input, ids=False), kwargs]
-            encode(payload)
-        except (InvalidInput, UnkeyableValue):
-            self.cache.stats.count(self._answers.kind, "uncacheable")
-            return await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
+        """Return the answer, or emit its chunks where there is an ``emit``."""
+        chain: Any = self.chain
 
         async def answer() -> Any:
-            return await io.call(invoke, self.chain.ainvoke, input, config, **kwargs)
+            if emit is None:
+                return await io.call(chain.invoke, chain.ainvoke, input, config, **kwargs)
+            pieces = Pieces()
 
-        return await self._answers.once(io, payload, answer, self._documents)
+            async def take(chunk: Any) -> None:
+                pieces.add(chunk)
+                await emit(chunk)
+
+            source = chain.stream if io is SYNC else chain.astream
+            await pour(source(input, config, **kwargs), take)
+            return pieces
+
+        payload: list[Any] = ["chain", self.name, await current(io, self._source)]
+        try:
+            key = encode([*payload, to_plain(input, ids=False), kwargs])
+        except InvalidInput:
+            self.cache.stats.count(self._answers.kind, "uncacheable")
+            return await answer()
+        answers = self._answers if emit is None else self._streams
+        found, hit = await asked(io, answers, key, answer, self._named)
+        await tell(io, self._answers.kind, hit=hit, config=config, name=self.name)
+        if emit is None or not hit:
+            return found
+        for chunk in found:
+            await emit(chunk)
+        return None
+
+    def _named(self, answer: Any) -> Iterable[str]:
+        if self._documents is None:
+            return ()
+        try:
+            return self._documents(answer.whole() if isinstance(answer, Pieces) else answer)
+        except InvalidInput:  # such a stream is not kept
+            return ()

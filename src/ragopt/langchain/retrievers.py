@@ -15,10 +15,12 @@ from pydantic import ConfigDict, PrivateAttr
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.cache.asking import asked
 from ragopt.cache.retrieval import RetrievalCache
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
 from ragopt.keys import encode
+from ragopt.langchain.events import tell
 from ragopt.langchain.plain import from_plain, to_plain
 from ragopt.langchain.vectorstores import IndexVectorStore
 from ragopt.protocols import KVStore
@@ -140,7 +142,9 @@ class CachedRetriever(BaseRetriever):
                 inner.invoke, inner.ainvoke, query, {"callbacks": callbacks}, **kwargs
             )
 
-        found: list[Document] = await self._results.once(io, payload, search, _names)
+        found: list[Document]
+        found, hit = await asked(io, self._results, payload, search, _names)
+        await tell(io, self._results.kind, hit=hit, config={"callbacks": callbacks})
         used(_names(found))  # for an answer that is made from them
         return found
 

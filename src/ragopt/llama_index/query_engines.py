@@ -13,11 +13,13 @@ from llama_index.core.schema import QueryBundle
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.cache.answers import AnswerCache
+from ragopt.cache.asking import asked
 from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.lineage import Lineage
 from ragopt.cache.tiers import TieredCache
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
+from ragopt.llama_index.events import tell
 from ragopt.llama_index.nodes import decode_nodes, encode_nodes, names_of
 from ragopt.llama_index.queries import copy_query, query_key, to_version
 from ragopt.llama_index.vector_stores import IndexVectorStore
@@ -108,7 +110,9 @@ class CachedQueryEngine(BaseQueryEngine):
         async def ask() -> RESPONSE_TYPE:
             return await io.call(self._query_engine.query, self._query_engine.aquery, own)
 
-        answer: RESPONSE_TYPE = await self._answers.once(io, payload, ask, _names)
+        answer: RESPONSE_TYPE
+        answer, hit = await asked(io, self._answers, payload, ask, _names)
+        tell(self._answers.kind, hit=hit)
         return answer
 
 

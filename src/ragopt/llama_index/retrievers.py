@@ -9,6 +9,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.cache.asking import asked
 from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.lineage import Lineage
 from ragopt.cache.retrieval import RetrievalCache
@@ -16,6 +17,7 @@ from ragopt.cache.tiers import TieredCache
 from ragopt.cache.version import Version, check, current
 from ragopt.errors import InvalidInput
 from ragopt.llama_index.embeddings import as_embedder
+from ragopt.llama_index.events import tell
 from ragopt.llama_index.filters import selection
 from ragopt.llama_index.nodes import decode_nodes, encode_nodes, names_of
 from ragopt.llama_index.queries import copy_query, query_key, to_version
@@ -106,7 +108,9 @@ class CachedRetriever(BaseRetriever):
         async def search() -> list[NodeWithScore]:
             return await io.call(self._retriever.retrieve, self._retriever.aretrieve, own)
 
-        found: list[NodeWithScore] = await self._results.once(io, payload, search, names_of)
+        found: list[NodeWithScore]
+        found, hit = await asked(io, self._results, payload, search, names_of)
+        tell(self._results.kind, hit=hit)
         used(names_of(found))  # for an answer that is made from them
         return found
 
