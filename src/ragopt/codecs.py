@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Any, Literal, TypeAlias
@@ -199,6 +199,8 @@ def _decompressed(frame: bytes, expires: float, stamp: bytes) -> Entry | None:
 # -- JSON-like values -------------------------------------------------------------------------
 
 _DATETIME, _DATE, _TUPLE, _BIGINT = 1, 2, 3, 4
+_TUPLE_MARK = msgpack.ExtType(_TUPLE, b"")  # the first item of a list that was a tuple
+_MARK_BYTES: bytes = msgpack.packb(_TUPLE_MARK)
 
 
 def _pack_other(value: Any) -> Any:
@@ -208,7 +210,7 @@ def _pack_other(value: Any) -> Any:
     if kind is date:
         return msgpack.ExtType(_DATE, value.isoformat().encode())
     if kind is tuple:
-        return msgpack.ExtType(_TUPLE, encode_value(list(value)))
+        return [_TUPLE_MARK, *value]
     if isinstance(value, str):  # a subclass, such as LangChain's texts: the string it is
         return str.__str__(value)
     if kind is int:
@@ -218,16 +220,43 @@ def _pack_other(value: Any) -> Any:
     raise TypeError(f"a {kind.__module__}.{kind.__qualname__}")
 
 
+_READERS: dict[int, Callable[[bytes], Any]] = {
+    _DATETIME: lambda raw: datetime.fromisoformat(raw.decode()),
+    _DATE: lambda raw: date.fromisoformat(raw.decode()),
+    _BIGINT: int,
+}
+
+
 def _unpack_other(code: int, data: bytes) -> Any:
-    readers: dict[int, Callable[[bytes], Any]] = {
-        _DATETIME: lambda raw: datetime.fromisoformat(raw.decode()),
-        _DATE: lambda raw: date.fromisoformat(raw.decode()),
-        _TUPLE: lambda raw: tuple(decode_value(raw)),
-        _BIGINT: int,
-    }
-    if code not in readers:
-        raise ValueError(f"unknown extension type {code}")
-    return readers[code](data)
+    return _READERS[code](data)
+
+
+class _Tuples:
+    """Turns marked lists back into tuples, and sees to it that no mark is left over."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    def read(self, code: int, data: bytes) -> Any:
+        if code != _TUPLE:
+            return _unpack_other(code, data)
+        if data:
+            raise ValueError("a tuple's mark with content")
+        self._open += 1
+        return self
+
+    def of(self, items: list[Any]) -> Any:
+        if items and items[0] is self:
+            self._open -= 1
+            return tuple(items[1:])
+        return items
+
+    def check(self) -> None:
+        if self._open:
+            raise ValueError("a tuple's mark that is not the first of a list")
+
+
+_unpack = partial(msgpack.unpackb, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 def encode_value(value: Any) -> bytes:
@@ -255,9 +284,12 @@ def decode_value(data: bytes) -> Any:
         CorruptData: The bytes are anything else.
     """
     try:
-        return msgpack.unpackb(
-            data, ext_hook=_unpack_other, strict_map_key=False, unicode_errors="surrogatepass"
-        )
+        if _MARK_BYTES not in data:
+            return _unpack(data, ext_hook=_unpack_other)
+        tuples = _Tuples()
+        value = _unpack(data, ext_hook=tuples.read, list_hook=tuples.of)
+        tuples.check()
+        return value
     except Exception as error:  # msgpack raises several unrelated types on bad bytes
         raise CorruptData(
             f"Stored bytes cannot be decoded ({type(error).__name__}).",

@@ -278,3 +278,18 @@ def test_one_kind_is_never_another() -> None:
     assert codecs.decode_dense([sparse]) is codecs.decode_dense([multi]) is None
     assert codecs.decode_sparse(dense) is codecs.decode_sparse(multi) is None
     assert codecs.decode_multi(dense) is codecs.decode_multi(sparse) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x92\x01\xc7\x00\x03",  # [1, mark]
+        b"\xc7\x00\x03",  # the mark alone
+        b"\x81\xa1a\xc7\x00\x03",  # {"a": mark}
+        b"\x92\xc7\x00\x03\xc7\x00\x03",  # [mark, mark]
+        b"\x91\xc7\x01\x03\x90",  # [mark with content]
+    ],
+)
+def test_a_tuples_mark_elsewhere_is_corrupt(data: bytes) -> None:
+    with pytest.raises(CorruptData):
+        codecs.decode_value(data)
