@@ -47,8 +47,8 @@ def leftovers(notebook: Any) -> list[str]:
     ]
 
 
-def test_there_are_notebooks_for_both_frameworks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["langchain", "llama_index"]
+def test_there_are_notebooks_for_both_frameworks_and_for_edits() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["changing_documents", "langchain", "llama_index"]
 
 
 @pytest.mark.parametrize("path", BY_NAME)

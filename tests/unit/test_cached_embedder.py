@@ -1,3 +1,9 @@
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -112,3 +118,82 @@ def test_tenants_and_namespaces() -> None:
 def test_a_batch_size_is_above_zero() -> None:
     with pytest.raises(InvalidInput, match="batch size"):
         CachedEmbedder(HashingEmbedder(), batch_size=0)
+
+
+class Slow(HashingEmbedder):
+    """Counts how often each text was embedded; holds every batch until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.seen: list[str] = []
+        self.go = threading.Event()
+        self.failing = False
+
+    async def _embed(
+        self, io: Any, texts: list[str], role: Any, outputs: frozenset[Any]
+    ) -> EmbeddingBatch:
+        self.seen += texts
+        while not self.go.is_set():
+            await io.sleep(0.005)
+        if self.failing:
+            self.failing = False
+            raise RuntimeError("the model is down")
+        return await super()._embed(io, texts, role, outputs)
+
+
+def test_threads_that_miss_the_same_texts_embed_them_once() -> None:
+    slow = Slow()
+    cached = CachedEmbedder(slow, TieredCache())
+    texts = [f"text {i}" for i in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        # In other orders and with other texts among them: nobody waits for one who waits for him.
+        asked = [pool.submit(cached.embed, [*texts[i:], *texts[:i], f"own {i}"]) for i in range(8)]
+        time.sleep(0.1)
+        slow.go.set()
+        batches = [each.result(10) for each in asked]
+    assert sorted(slow.seen) == sorted([*texts, *(f"own {i}" for i in range(8))])
+    for i, batch in enumerate(batches):
+        right = HashingEmbedder(8).embed([*texts[i:], *texts[:i], f"own {i}"])
+        assert np.array_equal(np.asarray(batch.dense), np.asarray(right.dense))
+
+
+async def test_tasks_that_miss_the_same_texts_embed_them_once() -> None:
+    slow = Slow()
+    cached = CachedEmbedder(slow, TieredCache())
+    tasks = [asyncio.create_task(cached.aembed(["a", "b"])) for _ in range(10)]
+    await asyncio.sleep(0.05)
+    tasks[3].cancel()
+    slow.go.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert slow.seen == ["a", "b"]
+    assert [isinstance(each, EmbeddingBatch) for each in done] == [i != 3 for i in range(10)]
+
+
+async def test_when_the_one_who_embeds_fails_or_is_cancelled_another_does() -> None:
+    for end in ("fails", "is cancelled"):
+        slow = Slow()
+        cached = CachedEmbedder(slow, TieredCache())
+        first, *others = (asyncio.create_task(cached.aembed(["a"])) for _ in range(5))
+        await asyncio.sleep(0.05)
+        if end == "fails":
+            slow.failing = True
+        else:
+            first.cancel()
+        slow.go.set()
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+        assert isinstance(results[0], BaseException)
+        assert all(isinstance(each, EmbeddingBatch) for each in results[1:])
+        assert slow.seen == ["a", "a"]
+
+
+def test_texts_are_embedded_where_no_cache_keeps_them() -> None:
+    class Forgetful(MemoryStore):
+        async def _set_many(self, io: Any, items: Any, expires_at: float | None) -> None:
+            return None
+
+    slow = Slow()
+    slow.go.set()
+    cached = CachedEmbedder(slow, Forgetful())
+    with ThreadPoolExecutor(4) as pool:
+        for batch in pool.map(cached.embed, [["a", "b"]] * 8):
+            assert len(batch) == 2

@@ -85,24 +85,41 @@ class CachedEmbedder(BaseEmbedder):
         stats = self.cache.stats
         stats.count(KIND, "hit", len(unique) - len(missing))
         stats.count(KIND, "miss", len(missing))
-        while missing:
-            rows, missing = missing[: self._batch_size], missing[self._batch_size :]
-            asked = [unique[row] for row in rows]
-            batch = await io.call(
-                self.embedder.embed, self.embedder.aembed, asked, role=role, outputs=outputs
-            )
-            _check(batch, asked, outputs, self.spec)
-            for output, column in columns.items():
-                missing += column.put(rows, getattr(batch, output))
-            items = {
-                keys[i * len(unique) + row]: payload
-                for i, output in enumerate(order)
-                for row, payload in zip(
-                    rows, _encode(output, getattr(batch, output), self._precision), strict=True
+
+        async def compute(rows_left: list[int]) -> None:
+            while rows_left:
+                rows, rows_left = rows_left[: self._batch_size], rows_left[self._batch_size :]
+                asked = [unique[row] for row in rows]
+                batch = await io.call(
+                    self.embedder.embed, self.embedder.aembed, asked, role=role, outputs=outputs
                 )
-            }
-            # Not set_many: an embedding has but one value, so nobody need hear of this one.
-            await self.cache.write(io, range(len(self.cache.layers)), items, self._ttl, trips=trips)
+                _check(batch, asked, outputs, self.spec)
+                items: dict[bytes, bytes] = {}
+                for i, (output, column) in enumerate(columns.items()):
+                    values = getattr(batch, output)
+                    rows_left = rows_left + column.put(rows, values)
+                    places = (keys[i * len(unique) + row] for row in rows)
+                    items.update(zip(places, _encode(output, values, self._precision), strict=True))
+                # Not set_many: an embedding has but one value, so nobody need hear of this one.
+                layers = range(len(self.cache.layers))
+                await self.cache.write(io, layers, items, self._ttl, trips=trips)
+
+        if missing:
+            # What other threads and tasks compute just now is theirs; then it is in the cache.
+            flights, tag = self.cache.flights, ",".join(order).encode()
+            marks = {row: keys[row] + tag for row in missing}
+            led, others = flights.take(io, list(marks.values()))
+            try:
+                await compute([row for row in missing if marks[row] not in others])
+            finally:
+                flights.end(led)
+            waited = [row for row in missing if marks[row] in others]
+            if waited:
+                await flights.wait(io, others.values())
+                part = await self._embed(io, [unique[row] for row in waited], role, outputs)
+                stats.count(KIND, "shared", len(waited))
+                for output, column in columns.items():
+                    await compute(column.put(waited, getattr(part, output)))
         rows_of: list[int] | None = None
         if len(unique) < len(texts):
             numbers = {text: row for row, text in enumerate(unique)}

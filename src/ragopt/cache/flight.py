@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from threading import Lock, get_ident
+from time import monotonic
 from typing import Generic, TypeVar
 
 from ragopt._forks import fork_safe
@@ -75,6 +76,44 @@ class Flights(Generic[T]):
                 if flight.future.done():  # it was the computation's own
                     raise
                 raise Abandoned from None
+
+    def take(
+        self, io: Runtime, keys: Sequence[bytes]
+    ) -> tuple[list[bytes], dict[bytes, Future[T]]]:
+        """Begin to compute many keys: return those that the caller leads, and the others' futures.
+
+        The caller computes what it leads, calls ``end``, and only then waits for the others: so
+        two who have the same keys in another order do not wait for each other. A future ends
+        without a result that matters; what came of it stands in the cache, or does not. A key
+        that the caller itself computes already is in neither.
+        """
+        caller = io.caller()
+        led: list[bytes] = []
+        others: dict[bytes, Future[T]] = {}
+        for key in keys:
+            flight, leads = self._join(key, caller)
+            if leads:
+                led.append(key)
+            elif (flight.thread if io is SYNC else flight.leader) != caller:
+                others[key] = flight.future
+        return led, others
+
+    def end(self, keys: Iterable[bytes]) -> None:
+        """Let those who wait for these keys look for themselves."""
+        for key in keys:
+            with self._lock:
+                flight = self._flights.pop(key, None)
+            if flight is not None:
+                flight.future.set_exception(Abandoned())
+
+    async def wait(self, io: Runtime, futures: Iterable[Future[T]]) -> None:
+        """Wait until all have ended, however they did, or patience has."""
+        until = monotonic() + self._patience
+        for future in futures:
+            try:
+                await io.wait(future, max(0.0, until - monotonic()))
+            except (Abandoned, TimeoutError):
+                continue
 
     def under_way(self, key: bytes) -> bool:
         """Return whether somebody in this process computes this just now."""

@@ -100,6 +100,7 @@ class Keeper:
         depths = range(len(self._cache.layers))
         if store is not None and token is not None:
             self._cache.claims.let_go(token)
+            start = perf_counter()
             done = await self._cache.attempt(
                 io, store.commit, store.acommit, key, token, data, ttl=ttl
             )
@@ -107,6 +108,7 @@ class Keeper:
                 # Deleted meanwhile, or another's value is there, or nobody knows.
                 self._cache.stats.count(self._kind, "superseded")
                 return False
+            self._cache.stats.wrote(store.name, 1, perf_counter() - start)
             depths = depths[:-1]
         await self._cache.write(io, depths, {key: data}, ttl, trips=trips, since=since)
         return True
