@@ -517,6 +517,15 @@ class TestCachedChain:
         chain.invoke({"q": "a", "k": 2})
         assert len(calls) == 2
 
+    async def test_one_answer_is_forgotten(self, calls: list[Any]) -> None:
+        chain = self.chain(calls)
+        chain.invoke("a"), chain.invoke("b")
+        assert chain.forget("a") is True
+        assert chain.forget("a") is False
+        assert await chain.aforget("b") is True
+        chain.invoke("a"), chain.invoke("b")
+        assert calls == ["a", "b", "a", "b"]
+
     def test_it_dies_with_the_documents(self, calls: list[Any], store: FaissVectorStore) -> None:
         chain = self.chain(calls, version=store.index)
         chain.invoke("a")

@@ -486,6 +486,10 @@ class TestCachedQueryEngine:
         assert cache.stats.total("answer", "hit") == 2
         engine.query("plums")
         assert cache.stats.total("answer", "miss") == 2
+        assert engine.forget("pears") is True
+        assert await engine.aforget(QueryBundle("pears")) is False
+        engine.query("pears")
+        assert cache.stats.total("answer", "miss") == 3
 
     def test_the_bundle_is_not_written_to(
         self, parts: tuple[CachedQueryEngine, FaissVectorStore, TieredCache]

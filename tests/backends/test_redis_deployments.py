@@ -26,6 +26,7 @@ from tests.services import (
     tls_front,
 )
 
+from ragopt import Lineage, MemoryStore, TieredCache, ValueCache
 from ragopt.errors import BackendUnavailable, InvalidInput, RagoptError, StorageError
 from ragopt.stores.redis import RedisStore
 
@@ -82,7 +83,35 @@ def guarded_url(folder: Path) -> Iterator[str]:
         commands = "+mget +set +unlink +scan +getrange +info"
         rights = f"on >{PASSWORD} ~key-* -@all {commands}"
         admin.execute_command("ACL", "SETUSER", "cache", *rights.split())
+        rights = f"on >{PASSWORD} ~ragopt* -@all {commands} {CLAIMS} {LOGS}"
+        admin.execute_command("ACL", "SETUSER", "sharing", *rights.split())
         yield url
+
+
+# As in the documentation: what claims need, and what a lineage needs besides.
+CLAIMS = "+eval +pexpire +del"
+LOGS = "+zadd +zcard +zincrby +zrange +zrangebyscore +zremrangebyscore +zscore"
+
+
+def test_the_rights_that_claims_and_lineage_need(guarded_url: str) -> None:
+    with RedisStore(login(guarded_url, "sharing")) as store:
+        cache = TieredCache(MemoryStore(), store, strict=True, max_staleness=0)
+        lineage = Lineage(cache)
+        values = ValueCache("answer", cache, ttl=60, lineage=lineage)
+        texts = ["old", "never asked for", "new"]
+
+        def ask() -> str:
+            answer: str = values.get_or_compute(
+                "q", lambda: texts.pop(0), documents=lambda _: ["handbook"]
+            )
+            return answer
+
+        assert (ask(), ask()) == ("old", "old")
+        texts.pop(0)
+        lineage.changed("handbook")
+        assert ask() == "new"
+        assert values.delete("q")
+        values.clear()
 
 
 async def test_a_password_and_a_user(guarded_url: str) -> None:

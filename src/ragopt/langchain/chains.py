@@ -112,6 +112,18 @@ class CachedChain(Runnable[Any, Any]):
         """Yield the answer in the chunks in which the chain makes it, or made it."""
         return astream(lambda emit: self._answer(ASYNC, input, config, kwargs, emit))
 
+    def forget(self, input: Any, **kwargs: Any) -> bool:
+        """Forget the answer to one input, a bad one say; return whether there was one.
+
+        Raises:
+            StorageError: A layer of the cache could not be reached, and may still serve it.
+        """
+        return run(self._forget(SYNC, input, kwargs))
+
+    async def aforget(self, input: Any, **kwargs: Any) -> bool:
+        """Forget the answer to one input; see ``forget``."""
+        return await self._forget(ASYNC, input, kwargs)
+
     def clear(self) -> None:
         """Forget the answers of this namespace and tenant."""
         self._answers.clear()
@@ -144,9 +156,9 @@ class CachedChain(Runnable[Any, Any]):
             await pour(source(input, config, **kwargs), take)
             return pieces
 
-        payload: list[Any] = ["chain", self.name, await current(io, self._source)]
+        version = await current(io, self._source)
         try:
-            key = encode([*payload, to_plain(input, ids=False), kwargs])
+            key = self._key(version, input, kwargs)
         except InvalidInput:
             self.cache.stats.count(self._answers.kind, "uncacheable")
             return await answer()
@@ -158,6 +170,13 @@ class CachedChain(Runnable[Any, Any]):
         for chunk in found:
             await emit(chunk)
         return None
+
+    def _key(self, version: str | None, input: Any, kwargs: dict[str, Any]) -> bytes:
+        return encode(["chain", self.name, version, to_plain(input, ids=False), kwargs])
+
+    async def _forget(self, io: Runtime, input: Any, kwargs: dict[str, Any]) -> bool:
+        key = self._key(await current(io, self._source), input, kwargs)
+        return await io.call(self._answers.delete, self._answers.adelete, key)
 
     def _named(self, answer: Any) -> Iterable[str]:
         if self._documents is None:

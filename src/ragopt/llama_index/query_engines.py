@@ -89,6 +89,18 @@ class CachedQueryEngine(BaseQueryEngine):
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"query_engine": self._query_engine}
 
+    def forget(self, query: str | QueryBundle) -> bool:
+        """Forget the answer to one query, a bad one say; return whether there was one.
+
+        Raises:
+            StorageError: A layer of the cache could not be reached, and may still serve it.
+        """
+        return run(self._forget(SYNC, query))
+
+    async def aforget(self, query: str | QueryBundle) -> bool:
+        """Forget the answer to one query; see ``forget``."""
+        return await self._forget(ASYNC, query)
+
     def clear(self) -> None:
         """Forget the answers of this namespace and tenant."""
         self._answers.clear()
@@ -105,7 +117,7 @@ class CachedQueryEngine(BaseQueryEngine):
 
     async def _answer(self, io: Runtime, query: QueryBundle) -> RESPONSE_TYPE:
         own = copy_query(query)  # the wrapped engine may write into it
-        payload = ("query_engine", self._name, await current(io, self._source), *query_key(own))
+        payload = await self._payload(io, own)
 
         async def ask() -> RESPONSE_TYPE:
             return await io.call(self._query_engine.query, self._query_engine.aquery, own)
@@ -114,6 +126,14 @@ class CachedQueryEngine(BaseQueryEngine):
         answer, hit = await asked(io, self._answers, payload, ask, _names)
         tell(self._answers.kind, hit=hit)
         return answer
+
+    async def _payload(self, io: Runtime, query: QueryBundle) -> tuple[object, ...]:
+        return "query_engine", self._name, await current(io, self._source), *query_key(query)
+
+    async def _forget(self, io: Runtime, query: str | QueryBundle) -> bool:
+        asked_for = QueryBundle(query) if isinstance(query, str) else query
+        payload = await self._payload(io, asked_for)
+        return await io.call(self._answers.delete, self._answers.adelete, payload)
 
 
 def _names(answer: RESPONSE_TYPE) -> list[str]:
