@@ -211,21 +211,16 @@ def redis_sentinel(*masters: str, extra: str = "") -> Iterator[str]:
 
 
 def make_certificates(folder: Path) -> None:
-    """Write ``ca``, ``server`` and ``client``, each as ``.pem`` and ``.key``, good for a day."""
+    """Write ``ca.pem``, and ``server`` and ``client``, each as ``.pem`` and ``.key``."""
+    import trustme
 
-    def openssl(*words: str) -> None:
-        command = ["openssl", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
-
-    curve = "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"
-    new = "req", "-x509", "-days", "1", "-nodes", *curve
-    openssl(*new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Tests")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     for name in ("server", "client"):
-        files = "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"
-        signed = "-CA", "ca.pem", "-CAkey", "ca.key"
-        openssl(*new, *files, *signed, "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+        made = authority.issue_cert("127.0.0.1", "localhost", common_name=name)
+        made.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+        for number, part in enumerate(made.cert_chain_pems):
+            part.write_to_path(str(folder / f"{name}.pem"), append=number > 0)
 
 
 @contextmanager
