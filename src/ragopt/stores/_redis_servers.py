@@ -47,9 +47,9 @@ class RedisServers:
         self.name = place.shown
         self.is_cluster = place.kind == "cluster"
         self._place = place
-        self._seeds = place.seeds
+        self._nodes = place.nodes
         # Of one server nothing has to be found out; else None until it is known.
-        self._start = Route(place.seeds, []) if place.kind == "server" else None
+        self._start = Route(place.nodes, []) if place.kind == "server" else None
         self._route = self._start
         self._timeout = timeout
         self._max_connections = max_connections
@@ -162,39 +162,39 @@ class RedisServers:
     # -- finding the servers ---------------------------------------------------------------
 
     async def _find(self, io: Runtime) -> Route:
-        """Ask the seeds in turn, until one answers or the time of one is spent."""
+        """Ask the nodes in turn, until one answers or the time of one is spent."""
         until = time.monotonic() + self._timeout
-        for seed in self._seeds:
+        for node in self._nodes:
             try:
-                route = await self._ask_seed(io, seed)
+                route = await self._ask_node(io, node)
             except StorageError as error:
                 problem = error
                 # The next call begins with another one, should this one hang.
-                self._seeds = [*(other for other in self._seeds if other != seed), seed]
+                self._nodes = [*(other for other in self._nodes if other != node), node]
                 if time.monotonic() > until:
                     break
             else:
                 if self.is_cluster:
-                    self._seeds = list(dict.fromkeys([*self._place.seeds, *route.masters]))
+                    self._nodes = list(dict.fromkeys([*self._place.nodes, *route.masters]))
                 self._route = route
                 return route
         raise problem
 
-    async def _ask_seed(self, io: Runtime, seed: Address) -> Route:
+    async def _ask_node(self, io: Runtime, node: Address) -> Route:
         if self.is_cluster:
-            return _route(await self._ask_once(io, seed, {}, "CLUSTER", "SLOTS"), seed)
+            return _route(await self._ask_once(io, node, {}, "CLUSTER", "SLOTS"), node)
         words = "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._place.service
         try:
-            reply = await self._ask_once(io, seed, {"db": 0}, *words)
+            reply = await self._ask_once(io, node, {"db": 0}, *words)
         except StorageError as error:
             if not isinstance(error.__cause__, self._redis.AuthenticationError):
                 raise
             # Sentinels are often open where their servers want a password.
             nobody = {"db": 0, "username": None, "password": None}
-            reply = await self._ask_once(io, seed, nobody, *words)
+            reply = await self._ask_once(io, node, nobody, *words)
         if reply is None:
             raise BackendUnavailable(
-                f"The Sentinel at {text(seed)} knows no master called {self._place.service!r}.",
+                f"The Sentinel at {text(node)} knows no master called {self._place.service!r}.",
                 fix="Check the name after the hosts of the URL against `sentinel monitor` in the "
                 "Sentinel's configuration.",
             )
@@ -202,17 +202,17 @@ class RedisServers:
         return Route([(_plain(host), int(port))], [])
 
     async def _ask_once(
-        self, io: Runtime, seed: Address, other: dict[str, Any], *words: str
+        self, io: Runtime, node: Address, other: dict[str, Any], *words: str
     ) -> Any:
-        connections = self._connect(io, seed, **other)
+        connections = self._connect(io, node, **other)
         try:
             (reply,) = await connections.send(io, [words])
         except (self._redis.RedisError, OSError) as error:
-            raise self._failed(error, seed) from error
+            raise self._failed(error, node) from error
         finally:
             await connections.close(io)
         if isinstance(reply, Exception):
-            raise self._failed(reply, seed) from reply
+            raise self._failed(reply, node) from reply
         return reply
 
     # -- connections -----------------------------------------------------------------------
@@ -329,13 +329,13 @@ _TLS = (
 )
 
 
-def _route(reply: Any, seed: Address) -> Route:
+def _route(reply: Any, node: Address) -> Route:
     """Read the answer to CLUSTER SLOTS: ranges of slots, each with its master and replicas."""
     slots: list[Address | None] = [None] * _SLOTS
     for first, last, master, *_ in reply:
         host = _plain(master[0] or "")
         # Without a name it is the one that was asked.
-        address = (seed[0] if host in ("", "?") else host, int(master[1]))
+        address = (node[0] if host in ("", "?") else host, int(master[1]))
         slots[first : last + 1] = [address] * (last + 1 - first)
     return Route([address for address in dict.fromkeys(slots) if address], slots)
 

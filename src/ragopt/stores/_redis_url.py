@@ -16,7 +16,7 @@ class Place(NamedTuple):
 
     shown: str
     kind: str  # "server", "cluster" or "sentinel"
-    seeds: list[Address]
+    nodes: list[Address]
     service: str  # what the Sentinels call their servers
     connection: str  # the name of the driver's class
     options: dict[str, Any]
@@ -71,15 +71,15 @@ def _read(url: str) -> Place:
         raise ValueError("a cluster has no databases")
     default = 26379 if kind == "sentinel" else 6379
     given = [options, *(parse(f"redis://{host}") for host in others)]
-    seeds = [(one.get("host", "localhost"), one.get("port", default)) for one in given]
+    nodes = [(one.get("host", "localhost"), one.get("port", default)) for one in given]
     if "path" in options:
         shown = f"unix://{options['path']}?db={options.get('db', 0)}"
     else:
         service = unquote(service) or "mymaster"
         end = {"": "", "sentinel": f"/{service}", "cluster": "?cluster=true"}[kind]
         number = "" if kind == "cluster" else f"/{options.get('db', 0)}"
-        shown = ",".join(map(text, seeds)) + end + number
-    return Place(shown, kind or "server", seeds, service, connection.__name__, options)
+        shown = ",".join(map(text, nodes)) + end + number
+    return Place(shown, kind or "server", nodes, service, connection.__name__, options)
 
 
 def text(address: Address) -> str:
