@@ -347,7 +347,7 @@ def test_claims_are_renewed_at_their_time_only(monkeypatch: pytest.MonkeyPatch) 
         claims._held.clear()
         claims._wake.set()
         claims._held[token] = b"second"
-    time.sleep(0.7)
+    time.sleep(0.7)  # long enough for a thread that does not rest to renew hundreds of times
     claims.let_go(token)
     assert 1 <= store.extended <= 4
 

@@ -9,6 +9,7 @@ import pytest
 
 from ragopt import CachedEmbedder, EmbeddingBatch, HashingEmbedder, MemoryStore, TieredCache
 from ragopt._runtime import Runtime
+from ragopt.cache.flight import Flights
 from ragopt.errors import InvalidInput
 from ragopt.types import OUTPUTS, EmbedderSpec, Output, Role
 
@@ -197,3 +198,20 @@ def test_texts_are_embedded_where_no_cache_keeps_them() -> None:
     with ThreadPoolExecutor(4) as pool:
         for batch in pool.map(cached.embed, [["a", "b"]] * 8):
             assert len(batch) == 2
+
+
+def test_who_waited_too_long_embeds_for_himself() -> None:
+    slow = Slow()
+    cache = TieredCache()
+    cache.flights = Flights(patience=0.05)
+    first = CachedEmbedder(slow, cache)
+    quick = Slow()
+    quick.go.set()
+    with ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(first.embed, ["a", "b"])
+        while not slow.seen:
+            time.sleep(0.005)
+        assert len(CachedEmbedder(quick, cache).embed(["b", "c"])) == 2
+        assert sorted(quick.seen) == ["b", "c"]
+        slow.go.set()
+        assert len(stuck.result(10)) == 2

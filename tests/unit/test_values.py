@@ -399,7 +399,7 @@ class TestFreshness:
         for _ in range(30):
             for cache in caches:
                 assert cache.get_or_compute("q", slow) == "text"
-        time.sleep(0.5)
+        time.sleep(0.5)  # longer than a computation takes: a second one would have begun
         assert len(calls) == 2
 
     def test_a_refresh_that_fails_is_counted_and_the_old_value_stays(

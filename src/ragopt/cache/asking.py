@@ -76,7 +76,7 @@ def stream(body: Body) -> Generator[Any, None, None]:
             raise RuntimeError("A stream suspended in a sync call; it was given an async port")
         try:
             yield waits.item
-        except BaseException:
+        except BaseException:  # closed early, or the consumer's own error: the body ends first
             flow.stop()
             _drain(flow)
             raise
@@ -95,7 +95,7 @@ async def astream(body: Body) -> AsyncIterator[Any]:
             continue
         try:
             yield waits.item
-        except BaseException:
+        except BaseException:  # closed early, or the consumer's own error: the body ends first
             flow.stop()
             await _adrain(flow)
             raise

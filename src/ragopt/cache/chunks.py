@@ -8,7 +8,7 @@ from typing import Any
 
 from ragopt._runtime import Runtime
 from ragopt.cache.freshness import TimeToLive
-from ragopt.cache.packing import Packed, pack, unpack
+from ragopt.cache.packing import Packed
 from ragopt.cache.values import MISSING, ValueCache
 from ragopt.errors import InvalidInput
 from ragopt.protocols import Entry, KVStore
@@ -66,18 +66,15 @@ class ChunkCache(ValueCache):
             batch = missing[start : start + self._batch_size]
             begun = perf_counter()
             computed = await compute(batch)
-            span = self._freshness.span()
             cost = (perf_counter() - begun) / len(batch)
-            items: dict[bytes, bytes] = {}
+            items: dict[bytes, Packed] = {}
             for i, value in zip(batch, computed, strict=True):
                 values[i] = value
                 key = keys[i]
                 body = None if key is None else self._body(value)
                 if key is not None and body is not None:
-                    items[key] = pack(Packed(body, self.cache.now() + span, cost, None))
-            if items:
-                ttl = self._freshness.kept(span)
-                await io.call(self.cache.set_many, self.cache.aset_many, items, ttl=ttl)
+                    items[key] = self._keeper.fresh(body, cost)
+            await self._keeper.put_many(io, items)
         return values
 
     def _key(self, payload: object) -> bytes | None:
@@ -90,13 +87,12 @@ class ChunkCache(ValueCache):
         return None
 
     def _open(self, entry: Entry | None) -> Any:
-        packed = None if entry is None else unpack(entry.value)
-        value = MISSING if packed is None else self._value(packed.body)
-        if entry is not None and value is MISSING:
-            self.cache.stats.count(self.kind, "corrupt")
-        elif packed is not None and packed.origin is None and packed.fresh_until > self.cache.now():
-            self.cache.stats.count(self.kind, "hit")
-            self.cache.stats.save(self.kind, packed.cost)
-            return value
+        if entry is not None:
+            packed, value = self._read(entry.value)
+            if packed is None:
+                self.cache.stats.count(self.kind, "corrupt")
+            elif packed.origin is None and packed.fresh_until > self.cache.now():
+                self.cache.stats.looked_up(self.kind, 1, 0, saved=packed.cost)
+                return value
         self.cache.stats.count(self.kind, "miss")
         return MISSING

@@ -44,11 +44,9 @@ class Claims:
         self._pid = os.getpid()
         self._wake = Event()
 
-    async def take(
-        self, io: Runtime, store: Coordinator, key: bytes, over: bytes | None = None
-    ) -> bytes | None:
+    async def take(self, io: Runtime, store: Coordinator, key: bytes) -> bytes | None:
         """Try once to claim a key; return the token, or None if it is taken or out of reach."""
-        token = await self._claim(io, store, key, over)
+        token = await self._claim(io, store, key, None)
         return token if isinstance(token, bytes) else None
 
     async def wait_or_take(

@@ -71,8 +71,9 @@ class Choice:
             return b""
         if self.tenant is None and not self.no_tenant:
             return namespace_prefix(self.namespace)
-        whole = namespace_prefix(self.namespace, self.tenant, self.kind or "kind")
-        return whole if self.kind else whole.removesuffix(b"kind:")
+        if self.tenant is None and self.kind is None:
+            return namespace_prefix(self.namespace) + f"{_NO_TENANT}:".encode()
+        return namespace_prefix(self.namespace, self.tenant, self.kind)
 
     @property
     def is_prefix(self) -> bool:

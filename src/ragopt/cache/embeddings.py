@@ -114,8 +114,11 @@ class CachedEmbedder(BaseEmbedder):
             finally:
                 flights.end(led)
             waited = [row for row in missing if marks[row] in others]
+            await flights.wait(io, others.values())
+            # Who is still at it after that long is not waited for a second time.
+            await compute([row for row in waited if not others[marks[row]].done()])
+            waited = [row for row in waited if others[marks[row]].done()]
             if waited:
-                await flights.wait(io, others.values())
                 part = await self._embed(io, [unique[row] for row in waited], role, outputs)
                 stats.count(KIND, "shared", len(waited))
                 for output, column in columns.items():

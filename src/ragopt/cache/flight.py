@@ -29,6 +29,14 @@ class _Flight(Generic[T]):
         self.thread = get_ident()
         self.future: Future[T] = Future()
 
+    def waits_for(self, io: Runtime) -> bool:
+        """Return whether it could not end while the caller waits for it.
+
+        It is the caller's own, in the middle of a stream say, or that of a task on the loop
+        which this call would block.
+        """
+        return (self.thread if io is SYNC else self.leader) == io.caller()
+
 
 class Flights(Generic[T]):
     """Computations under way in this process, shared by threads and tasks.
@@ -63,10 +71,7 @@ class Flights(Generic[T]):
             flight, leads = self._join(key, io.caller())
             if leads:
                 return await self._lead(key, flight, compute)
-            blocked = flight.thread if io is SYNC else flight.leader
-            if blocked == io.caller():
-                # It is the caller itself, in the middle of a stream say, or a task of the loop
-                # which this call would block: it would wait for ever.
+            if flight.waits_for(io):
                 raise Abandoned
             try:
                 return await io.wait(flight.future, self._patience)
@@ -87,14 +92,13 @@ class Flights(Generic[T]):
         without a result that matters; what came of it stands in the cache, or does not. A key
         that the caller itself computes already is in neither.
         """
-        caller = io.caller()
         led: list[bytes] = []
         others: dict[bytes, Future[T]] = {}
         for key in keys:
-            flight, leads = self._join(key, caller)
+            flight, leads = self._join(key, io.caller())
             if leads:
                 led.append(key)
-            elif (flight.thread if io is SYNC else flight.leader) != caller:
+            elif not flight.waits_for(io):
                 others[key] = flight.future
         return led, others
 

@@ -24,6 +24,7 @@ Documents = Callable[[Any], Iterable[str]]
 
 _REST = 1.0  # seconds before a refresh that another process does is thought of again
 _MOST_RESTING = 10_000
+_SHORTEST = 0.001  # seconds
 
 
 class Recipe(NamedTuple):
@@ -84,19 +85,27 @@ class Keeper:
             origin = Origin(begun.log, seq, tuple(sorted(tags)))
         if body is None:
             return value, None
-        return value, Packed(body, self._cache.now() + self._freshness.span(), cost, origin)
+        return value, self.fresh(body, cost, origin)
+
+    def fresh(self, body: bytes, cost: float = 0.0, origin: Origin | None = None) -> Packed:
+        """Return an encoded value whose time begins now."""
+        return Packed(body, self._cache.now() + self._freshness.span(), cost, origin)
+
+    def _ttl(self, packed: Packed) -> float | None:
+        # A time so short that it is over by now must not be taken for a wrong one.
+        return self._freshness.kept(max(packed.fresh_until - self._cache.now(), _SHORTEST))
 
     async def put(
         self,
         io: Runtime,
         key: bytes,
         packed: Packed,
-        ttl: float | None,
         trips: tuple[int, ...],
         token: bytes | None,
     ) -> bool:
         """Store a value in all layers; with a token, only if its claim still holds."""
-        data, store, since = pack(packed), self._cache.coordinator, self._cache.changes
+        data, ttl = pack(packed), self._ttl(packed)
+        store, since = self._cache.coordinator, self._cache.changes
         depths = range(len(self._cache.layers))
         if store is not None and token is not None:
             self._cache.claims.let_go(token)
@@ -113,18 +122,12 @@ class Keeper:
         await self._cache.write(io, depths, {key: data}, ttl, trips=trips, since=since)
         return True
 
-    async def put_plain(self, io: Runtime, key: bytes, value: object) -> None:
-        """Store a value that was made elsewhere, if it has a form to be stored in."""
-        body = self._body(value)
-        if body is not None:
-            span = self._freshness.span()
-            data = pack(Packed(body, self._cache.now() + span, 0.0, None))
-            await io.call(
-                self._cache.set_many,
-                self._cache.aset_many,
-                {key: data},
-                ttl=self._freshness.kept(span),
-            )
+    async def put_many(self, io: Runtime, items: dict[bytes, Packed]) -> None:
+        """Store values that nobody claimed, as long as the one that is fresh the longest."""
+        if items:
+            ttl = self._ttl(max(items.values(), key=lambda packed: packed.fresh_until))
+            data = {key: pack(packed) for key, packed in items.items()}
+            await io.call(self._cache.set_many, self._cache.aset_many, data, ttl=ttl)
 
     async def slide(self, io: Runtime, key: bytes, packed: Packed, left: float) -> None:
         """Start the time of a value again, unless that was done a moment ago."""
@@ -139,15 +142,9 @@ class Keeper:
             return
         found = await self._cache.attempt(io, store.get_many, store.aget_many, [key])
         if isinstance(found, list) and found[0] is not None:
-            ttl = self._freshness.kept(packed.fresh_until - self._cache.now())
-            await self.put(io, key, packed, ttl, self._cache.trips, stamp_of(found[0]))
+            await self.put(io, key, packed, self._cache.trips, stamp_of(found[0]))
 
-    def start_refresh(
-        self,
-        io: Runtime,
-        key: bytes,
-        recipe: Recipe,
-    ) -> None:
+    def start_refresh(self, io: Runtime, key: bytes, recipe: Recipe) -> None:
         """Make a value anew in the background, once in this process and once in all."""
         mark = key + b"~"
         if self._resting.get(key, 0.0) > monotonic() or self._cache.flights.under_way(mark):

@@ -16,7 +16,6 @@ from ragopt.keys import encode, namespace_prefix
 from ragopt.protocols import ChangeLog, KVStore
 
 TAG_SIZE = 12  # bytes; two of 10^9 documents meet with a chance below 10^-11
-_EVERYTHING = "everything"
 
 
 class Origin(NamedTuple):
@@ -103,11 +102,11 @@ class Lineage:
 
     def changed_everything(self) -> None:
         """Say that any document may have changed: every value with a lineage is dead."""
-        run(self._mark(SYNC, [_tag(_EVERYTHING)]))
+        run(self._mark(SYNC, [_EVERYTHING]))
 
     async def achanged_everything(self) -> None:
         """Say that any document may have changed: every value with a lineage is dead."""
-        await self._mark(ASYNC, [_tag(_EVERYTHING)])
+        await self._mark(ASYNC, [_EVERYTHING])
 
     async def _changed(self, io: Runtime, documents: Sequence[str]) -> None:
         if documents:
@@ -115,9 +114,10 @@ class Lineage:
 
     async def _mark(self, io: Runtime, tags: Sequence[bytes]) -> None:
         store = self._store
-        self._known = None  # of this process at least, the very next hit asks
-        await io.call(store.mark, store.amark, self._space, tags)
-        self._known = None
+        try:
+            await io.call(store.mark, store.amark, self._space, tags)
+        finally:
+            self._known = None  # of this process at least, the very next hit asks
 
     async def position(self, io: Runtime) -> Origin | None:
         """Return where the log stands before a value is begun; None if it cannot be read."""
@@ -134,7 +134,7 @@ class Lineage:
             and monotonic() - known.at < self._max_staleness
         ):
             return origin.seq
-        found = await self._ask(io, (_tag(_EVERYTHING), *origin.tags))
+        found = await self._ask(io, (_EVERYTHING, *origin.tags))
         if found is None:
             return None
         log, changes = found
@@ -161,3 +161,6 @@ def tags_of(documents: Iterable[str]) -> list[bytes]:
 
 def _tag(name: object) -> bytes:
     return blake2b(encode(name), digest_size=TAG_SIZE).digest()
+
+
+_EVERYTHING = _tag("everything")  # stands among the tags of every value

@@ -179,7 +179,10 @@ class ValueCache:
                 "A value was set in a cache that follows lineage.",
                 fix="Use get_or_compute, which sees what the value is made from.",
             )
-        await self._keeper.put_plain(io, self._space.key(payload), value)
+        body = self._body(value)
+        if body is not None:
+            key = self._space.key(payload)
+            await self._keeper.put_many(io, {key: self._keeper.fresh(body)})
 
     async def once(
         self,
@@ -193,7 +196,7 @@ class ValueCache:
         key = self._space.key(payload)
         trips = self.cache.trips
         found = await self._find(io, key)
-        if found.packed is not None and found.value is not MISSING:
+        if found.packed is not None:
             left = found.packed.fresh_until - self.cache.now()
             if self._freshness.wants_refresh(left, found.packed.cost):
                 self._keeper.start_refresh(io, key, recipe)
@@ -225,9 +228,8 @@ class ValueCache:
         if entry is None:
             count(self.kind, "miss")
             return _Found()
-        packed = unpack(entry[0])
-        value = MISSING if packed is None else self._value(packed.body)
-        if packed is None or value is MISSING:
+        packed, value = self._read(entry[0])
+        if packed is None:
             count(self.kind, "corrupt")
         elif packed.origin is not None and not await self._alive(io, key, packed, entry, since):
             count(self.kind, "dead")
@@ -280,12 +282,9 @@ class ValueCache:
             token = await claims.wait_or_take(io, store, key, known)
             if not isinstance(token, Entry):
                 break
-            packed = unpack(token.value)
-            value = MISSING if packed is None else self._value(packed.body)
-            if (
-                packed is not None
-                and value is not MISSING
-                and (packed.origin is None or await self._alive(io, key, packed, token, since))
+            packed, value = self._read(token.value)
+            if packed is not None and (
+                packed.origin is None or await self._alive(io, key, packed, token, since)
             ):
                 self.cache.stats.count(self.kind, "shared")
                 return value, packed
@@ -295,8 +294,7 @@ class ValueCache:
             value, packed = await self._keeper.make(io, recipe)
             if packed is None:
                 return value, None
-            ttl = self._freshness.kept(packed.fresh_until - self.cache.now())
-            if await self._keeper.put(io, key, packed, ttl, trips, claimed):
+            if await self._keeper.put(io, key, packed, trips, claimed):
                 claimed = None
             return value, packed
         finally:
@@ -311,8 +309,12 @@ class ValueCache:
             self.cache.stats.count(self.kind, "uncacheable")
             return None
 
-    def _value(self, body: bytes) -> Any:
-        try:
-            return self._decode(decode_value(body))
-        except _UNREADABLE:
-            return MISSING
+    def _read(self, data: bytes) -> tuple[Packed | None, Any]:
+        """Return what was stored and its value; None and ``MISSING`` for what is neither."""
+        packed = unpack(data)
+        if packed is not None:
+            try:
+                return packed, self._decode(decode_value(packed.body))
+            except _UNREADABLE:
+                packed = None
+        return packed, MISSING
