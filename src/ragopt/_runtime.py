@@ -182,6 +182,8 @@ class _Async:
         return asyncio.Semaphore(number)
 
     async def enter(self, slots: Any, seconds: float, /) -> bool:
+        if not slots.locked():  # at once, without the cost of a limit
+            return bool(await slots.acquire())
         try:
             async with self.limit(seconds):
                 return bool(await slots.acquire())

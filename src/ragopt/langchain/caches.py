@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import (
     ChatGeneration,
     ChatGenerationChunk,
@@ -13,6 +14,7 @@ from langchain_core.outputs import (
     GenerationChunk,
 )
 
+from ragopt._again import Again
 from ragopt.cache.answers import AnswerCache
 from ragopt.cache.freshness import TimeToLive
 from ragopt.cache.tiers import TieredCache
@@ -21,8 +23,14 @@ from ragopt.langchain.plain import from_plain, to_plain
 from ragopt.protocols import KVStore
 
 # The only classes that stored data can bring to life.
-_GENERATIONS: dict[str, type[Generation]] = {
-    cls.__name__: cls for cls in (Generation, GenerationChunk, ChatGeneration, ChatGenerationChunk)
+_GENERATIONS: dict[str, Again[Generation]] = {
+    type(blank).__name__: Again(blank)
+    for blank in (
+        Generation(text=""),
+        GenerationChunk(text=""),
+        ChatGeneration(message=AIMessage(content="")),
+        ChatGenerationChunk(message=AIMessageChunk(content="")),
+    )
 }
 
 
@@ -97,12 +105,13 @@ def encode_generations(generations: Sequence[Generation]) -> list[dict[str, Any]
     for generation in generations:
         entry: dict[str, Any] = {
             "class": type(generation).__name__,
+            "text": generation.text,
             "info": generation.generation_info,
         }
         if isinstance(generation, ChatGeneration):
             entry["message"] = to_plain(generation.message)
-        else:
-            entry["text"] = generation.text
+            if generation.text == generation.message.content:
+                del entry["text"]  # not twice
         encoded.append(entry)
     # A subclass of the provider's own, or a value that pydantic changes on the way, would come
     # back as something else: better no hit than another answer.
@@ -123,7 +132,10 @@ def decode_generations(stored: Any) -> list[Generation]:
 
 
 def _generation(entry: dict[str, Any]) -> Generation:
-    cls = _GENERATIONS[entry["class"]]
-    if issubclass(cls, ChatGeneration):
-        return cls(message=from_plain(entry["message"]), generation_info=entry["info"])
-    return cls(text=entry["text"], generation_info=entry["info"])
+    fields = {"generation_info": entry["info"]}
+    if "message" in entry:
+        fields["message"] = message = from_plain(entry["message"])
+        fields["text"] = entry.get("text", message.content)
+    else:
+        fields["text"] = entry["text"]
+    return _GENERATIONS[entry["class"]].make(fields)

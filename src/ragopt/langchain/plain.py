@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.documents import Document
@@ -22,6 +22,7 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.runnables.utils import AddableDict
 
+from ragopt._again import Again
 from ragopt.errors import CorruptData, InvalidInput
 
 CACHED = "ragopt_cached"
@@ -34,16 +35,25 @@ SAVED = "ragopt_saved_usage"
 PAID = ("token_usage", "usage")
 
 # The only classes that stored data can bring to life.
-_MESSAGES: dict[str, type[BaseMessage]] = {
-    cls.__name__: cls
-    for cls in (AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage)
+_MESSAGES: dict[str, Again[BaseMessage]] = {
+    type(blank).__name__: Again(blank)
+    for blank in (
+        AIMessage(content=""),
+        AIMessageChunk(content=""),
+        ChatMessage(content="", role=""),
+        HumanMessage(content=""),
+        SystemMessage(content=""),
+        ToolMessage(content="", tool_call_id=""),
+    )
 }
+_DOCUMENT = Again(Document(page_content=""))
 
 
 def to_plain(value: Any, *, ids: bool = True) -> Any:
     """Return JSON-like values from which ``from_plain`` makes the same again.
 
-    Every value is tagged with what it is, so no dict of the user's is taken for a document.
+    Every value is tagged with what it is, so no dict of the user's is taken for a document. In
+    lists, since a tuple that is stored costs every reader of it.
 
     Args:
         value: Plain values, documents, messages, and lists and dicts of them.
@@ -55,22 +65,29 @@ def to_plain(value: Any, *, ids: bool = True) -> Any:
     """
     if isinstance(value, dict):
         kind = "addable" if ids and type(value) is AddableDict else "dict"
-        return kind, {key: to_plain(item, ids=ids) for key, item in value.items()}
+        return [kind, {key: to_plain(item, ids=ids) for key, item in value.items()}]
     if isinstance(value, (list, tuple)):
-        return type(value).__name__, [to_plain(item, ids=ids) for item in value]
+        return [type(value).__name__, [to_plain(item, ids=ids) for item in value]]
     if type(value) is Document:
-        return "document", (value.id, value.page_content, value.metadata)
+        return ["document", [value.id, value.page_content, value.metadata]]
     if isinstance(value, BaseMessage):
         name = type(value).__name__
-        if type(value) is not _MESSAGES.get(name):
+        again = _MESSAGES.get(name)
+        if again is None or type(value) is not again.cls:
             raise InvalidInput(
                 f"A message of type {name} cannot be stored.",
                 fix=f"Use one of: {', '.join(_MESSAGES)}.",
             )
-        if ids:
-            return "message", (name, value.model_dump(exclude_defaults=True))
-        return "message", (name, _words(value))
-    return "value", value
+        if not ids:
+            return ["message", [name, _words(value)]]
+        fields = value.model_dump(exclude_defaults=True)
+        if again.make(dict(fields)) != value:
+            raise InvalidInput(
+                f"A message of type {name} holds an object that would not come back as it is.",
+                fix="Use plain values in a message.",
+            )
+        return ["message", [name, fields]]
+    return ["value", value]
 
 
 def from_plain(plain: Any) -> Any:
@@ -88,13 +105,18 @@ def from_plain(plain: Any) -> Any:
         return items if kind == "list" else tuple(items)
     if kind == "document":
         id_, text, metadata = content
-        return Document(id=id_, page_content=text, metadata=metadata)
+        return document(id_, text, metadata)
     if kind == "message":
         name, fields = content
-        return _MESSAGES[name](**fields)
+        return _MESSAGES[name].make(fields)
     if kind == "value":
         return content
     raise CorruptData(f"A stored value is of the unknown kind {kind!r}.", fix="Compute it again.")
+
+
+def document(id_: str | None, text: str, metadata: Mapping[str, Any]) -> Document:
+    """Return a document of parts that are known to be right, and belong to it from now on."""
+    return _DOCUMENT.make({"id": id_, "page_content": text, "metadata": metadata})
 
 
 def _words(message: BaseMessage) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ragopt.errors import InvalidInput
 from ragopt.filters import And, Filter, Ids, to_filter
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
+from ragopt.langchain.plain import document
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
 from ragopt.types import Dense, EmbeddingBatch, Hit, Metric, Record, RecordBatch
@@ -367,4 +368,4 @@ def _selection(ids: list[str] | None, filter: AnyFilter) -> Filter:
 
 def _document(record: Record | Hit) -> Document:
     # A record is the caller's own copy, and nobody else holds this one.
-    return Document(id=record.id, page_content=record.text, metadata=record.metadata)
+    return document(record.id, record.text, record.metadata)

@@ -150,7 +150,8 @@ class RedisServers:
         asking: bool = False,
     ) -> list[Any]:
         """Send commands to one server in one round trip. What it refuses, the reply is an error."""
-        connections = await self._connections(io, address)
+        known = self._known if io is SYNC else self._known_of_loop.get()
+        connections = known.get(address) or await self._first(io, known, address)
         if asking:
             commands = [words for command in commands for words in (("ASKING",), command)]
         try:
@@ -217,21 +218,17 @@ class RedisServers:
 
     # -- connections -----------------------------------------------------------------------
 
-    async def _connections(self, io: Runtime, address: Address) -> RedisConnections:
-        """Return this colour's connections to a server."""
-        known = await io.call(lambda: self._known, self._of_loop)
-        found = known.get(address)
-        if found is None:
-            found = known.setdefault(address, self._connect(io, address))
-            # A new server: those that are masters no more need no connections.
-            masters = self._route.masters if self._route else known
-            for other in known.keys() - {address, *masters}:
-                if gone := known.pop(other, None):  # unless another thread did
-                    await gone.close(io)
-        return found
-
-    async def _of_loop(self) -> dict[Address, RedisConnections]:
-        return self._known_of_loop.get()
+    async def _first(
+        self, io: Runtime, known: dict[Address, RedisConnections], address: Address
+    ) -> RedisConnections:
+        """Return connections to a server that this colour did not speak to yet."""
+        made = known.setdefault(address, self._connect(io, address))
+        # A new server: those that are masters no more need no connections.
+        masters = self._route.masters if self._route else known
+        for other in known.keys() - {address, *masters}:
+            if gone := known.pop(other, None):  # unless another thread did
+                await gone.close(io)
+        return made
 
     def _connect(self, io: Runtime, address: Address, **other: Any) -> RedisConnections:
         """Return connections of the kind that the URL asks for; they open when they are used."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
-from ragopt._imports import require
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.codecs import STAMP_SIZE, seal, signing_keys, unseal
-from ragopt.errors import BackendUnavailable, InvalidInput
+from ragopt.codecs import STAMP_SIZE, seal, unseal
+from ragopt.errors import BackendUnavailable
 from ragopt.protocols import ChangeLog, Clock, Entry
 from ragopt.stores import _redis_claims as claims
 from ragopt.stores._redis_servers import RedisServers
 from ragopt.stores._redis_stats import RedisServerStats
-from ragopt.stores.coordinating import CLAIM, CoordinatingStore, is_claim, new_claim
+from ragopt.stores.coordinating import CLAIM, is_claim, new_claim
+from ragopt.stores.sealed import SealedStore
 
 __all__ = ["RedisServerStats", "RedisStore"]
 
@@ -27,7 +26,7 @@ _MOST_UNSURE = 1000
 _MARK = seal(b"", b"", None)[:3]  # the first bytes of every value that ragopt wrote
 
 
-class RedisStore(CoordinatingStore):
+class RedisStore(SealedStore):
     """Bytes on Redis or Valkey servers, shared by processes and machines.
 
     | URL | Servers |
@@ -89,20 +88,10 @@ class RedisStore(CoordinatingStore):
         secret: bytes | Sequence[bytes] | None = None,
         clock: Clock = time.time,
     ) -> None:
-        super().__init__(clock=clock)
-        self.corrupt_entries = 0
+        super().__init__(secret=secret, compress_above=compress_above, clock=clock)
         self.timeout = timeout
         self._servers = RedisServers(url, timeout=timeout, max_connections=max_connections)
-        self._secrets = signing_keys(secret)
         self._unsure: dict[bytes, bytes] = {}  # claims without an answer, token under key
-        self._compress_above = compress_above
-        if compress_above is not None:
-            require("zstandard", "zstd")
-            if compress_above < 0:
-                raise InvalidInput(
-                    f"compress_above={compress_above} was given.",
-                    fix="Give a number of bytes, or None to compress nothing.",
-                )
 
     def __repr__(self) -> str:
         return f"RedisStore({self._servers.name!r})"
@@ -128,7 +117,7 @@ class RedisStore(CoordinatingStore):
     async def _get_many(self, io: Runtime, keys: Sequence[bytes]) -> list[Entry | None]:
         blobs = [blob for found in await self._for_keys(io, "MGET", keys) for blob in found]
         now = self._clock()
-        return [self._open(key, blob, now) for key, blob in zip(keys, blobs, strict=True)]
+        return [self._unseal(key, blob, now) for key, blob in zip(keys, blobs, strict=True)]
 
     async def _set_many(
         self, io: Runtime, items: Mapping[bytes, bytes], expires_at: float | None
@@ -136,7 +125,7 @@ class RedisStore(CoordinatingStore):
         lifetime: tuple[Any, ...] = ()
         if expires_at is not None:
             lifetime = "PX", claims.milliseconds(expires_at - self._clock())
-        for chunk in _chunks(items):
+        for chunk in _chunks(list(items)):
             blobs = (self._seal(key, items[key], expires_at) for key in chunk)
             await self._servers.ask(
                 io,
@@ -262,20 +251,6 @@ class RedisStore(CoordinatingStore):
                 if ours:
                     yield ours
 
-    def _seal(self, key: bytes, value: bytes, expires_at: float | None) -> bytes:
-        return seal(key, value, expires_at, self._secrets, self._compress_above)
 
-    def _open(self, key: bytes, blob: bytes | None, now: float) -> Entry | None:
-        if blob is None:
-            return None
-        entry = unseal(key, blob, self._secrets)
-        if entry is None:
-            self.corrupt_entries += not is_claim(blob)
-        elif entry.expires_at is not None and entry.expires_at <= now:
-            return None
-        return entry
-
-
-def _chunks(keys: Sequence[bytes] | Mapping[bytes, bytes]) -> Iterator[list[bytes]]:
-    remaining = iter(keys)
-    return iter(lambda: list(islice(remaining, _CHUNK)), [])
+def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK))

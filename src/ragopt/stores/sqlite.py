@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from ragopt._forks import fork_safe
 from ragopt._runtime import Runtime
-from ragopt.codecs import seal, signing_keys, unseal
 from ragopt.errors import BackendUnavailable, CorruptData, StorageError
 from ragopt.protocols import ChangeLog, Clock, Entry
 from ragopt.stores import _sqlite_claims as claims
-from ragopt.stores.coordinating import CLAIM, CoordinatingStore, is_claim
+from ragopt.stores.coordinating import CLAIM
+from ragopt.stores.sealed import SealedStore
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ _CHUNK = 500  # keys in one statement; SQLite admits 999 and more
 _PURGE_EVERY = 256  # write calls between two looks for expired rows
 
 
-class SqliteStore(CoordinatingStore):
+class SqliteStore(SealedStore):
     """Bytes in one file, kept over restarts.
 
     The file is opened at the first use, in WAL mode: readers and a writer do not wait for each
@@ -61,13 +61,11 @@ class SqliteStore(CoordinatingStore):
         secret: bytes | Sequence[bytes] | None = None,
         clock: Clock = time.time,
     ) -> None:
-        super().__init__(clock=clock)
+        super().__init__(secret=secret, clock=clock)
         self.path = Path(path).expanduser()
         self.max_bytes = max_bytes
-        self.corrupt_entries = 0
         self.evictions = 0
         """How many entries this process removed before their time, to make room for others."""
-        self._secrets = signing_keys(secret)
         self.timeout = timeout
         self._lock = fork_safe(RLock())
         self._connection: sqlite3.Connection | None = None
@@ -119,7 +117,7 @@ class SqliteStore(CoordinatingStore):
     async def _commit(
         self, io: Runtime, key: bytes, token: bytes, value: bytes, expires_at: float | None
     ) -> bool:
-        blob = seal(key, value, expires_at, self._secrets)
+        blob = self._seal(key, value, expires_at)
         return await io.cpu(self._change, claims.commit, key, token, blob, expires_at)
 
     async def _release(self, io: Runtime, key: bytes, token: bytes) -> bool:
@@ -141,26 +139,21 @@ class SqliteStore(CoordinatingStore):
     # -- blocking work, in place or in a thread --------------------------------------------
 
     def _read(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        rows: dict[bytes, bytes] = {}
         with self._session as connection:
-            for chunk in _chunks(keys):
-                rows.update(connection.execute(_select(len(chunk)), chunk))
+            if len(keys) == 1:  # most look-ups, a tenth faster
+                found = connection.execute("SELECT value FROM entry WHERE key = ?", keys).fetchone()
+                blobs = [found and found[0]]
+            else:
+                rows: dict[bytes, bytes] = {}
+                for chunk in _chunks(keys):
+                    rows.update(connection.execute(_select(len(chunk)), chunk))
+                blobs = [rows.get(key) for key in keys]
         now = self._clock()
-        found: list[Entry | None] = []
-        for key in keys:
-            blob = rows.get(key)
-            entry = None if blob is None else unseal(key, blob, self._secrets)
-            if blob is not None and entry is None and not is_claim(blob):
-                self.corrupt_entries += 1
-            if entry and entry.expires_at is not None and entry.expires_at <= now:
-                entry = None
-            found.append(entry)
-        return found
+        return [self._unseal(key, blob, now) for key, blob in zip(keys, blobs, strict=True)]
 
     def _write(self, items: Mapping[bytes, bytes], expires_at: float | None) -> None:
         rows = [
-            (key, seal(key, value, expires_at, self._secrets), expires_at)
-            for key, value in items.items()
+            (key, self._seal(key, value, expires_at), expires_at) for key, value in items.items()
         ]
         with self._session as connection:
             with _transaction(connection):
