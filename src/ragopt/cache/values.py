@@ -88,11 +88,11 @@ class ValueCache:
 
     def get(self, payload: object) -> Any:
         """Return a fresh copy of the value for this payload, or ``MISSING``."""
-        return run(self._get(SYNC, payload))
+        return run(self._find(SYNC, self._space.key(payload))).value
 
     async def aget(self, payload: object) -> Any:
         """Return a fresh copy of the value for this payload, or ``MISSING``."""
-        return await self._get(ASYNC, payload)
+        return (await self._find(ASYNC, self._space.key(payload))).value
 
     def set(self, payload: object, value: object) -> None:
         """Keep a value. One that has no JSON-like form is counted and not kept.
@@ -169,9 +169,6 @@ class ValueCache:
         await self.cache.aclear(self._space.prefix)
 
     # -- one body for both colours -----------------------------------------------------------
-
-    async def _get(self, io: Runtime, payload: object) -> Any:
-        return (await self._find(io, self._space.key(payload))).value
 
     async def _set(self, io: Runtime, payload: object, value: object) -> None:
         if self.lineage is not None:
