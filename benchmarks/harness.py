@@ -33,13 +33,18 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bound:
-    """What ours may take: ``factor`` times the raw driver's time and ``seconds``."""
+    """What ours may take: ``factor`` of the raw driver's time, ``peer`` of the peer's, ``seconds``.
+
+    All that are given are added up.
+    """
 
     factor: float = 0.0
+    peer: float = 0.0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         parts = [f"{self.factor:g} x raw"] if self.factor else []
+        parts += [f"{self.peer:g} x peer"] if self.peer else []
         parts += [show(self.seconds)] if self.seconds else []
         return "<= " + " + ".join(parts)
 
@@ -162,8 +167,10 @@ class Result:
         if self.line.bound is None:
             return None
         bound = self.line.bound
-        pairs = zip(self.ours.rounds, self.raw.rounds, strict=True)
-        return median(ours - bound.factor * raw for ours, raw in pairs) <= bound.seconds
+        peer = self.peer or self.raw  # whose share is 0 where there is no peer
+        rounds = zip(self.ours.rounds, self.raw.rounds, peer.rounds, strict=True)
+        over = [ours - bound.factor * raw - bound.peer * of_peer for ours, raw, of_peer in rounds]
+        return median(over) <= bound.seconds
 
     def as_json(self) -> dict[str, Any]:
         """Return everything that was measured."""

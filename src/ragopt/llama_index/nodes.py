@@ -94,7 +94,7 @@ def from_plain(fields: dict[str, Any], *, text: str | None = None) -> BaseNode:
 
 def encode_nodes(nodes: list[NodeWithScore]) -> list[Any]:
     """Return JSON-like values, or raise InvalidInput for a class that could not be read back."""
-    return [(to_plain(each.node), each.score) for each in nodes]
+    return [[to_plain(each.node), each.score] for each in nodes]
 
 
 def decode_nodes(stored: Any) -> list[NodeWithScore]:
