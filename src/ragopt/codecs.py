@@ -274,7 +274,8 @@ def encode_value(value: Any) -> bytes:
             f"A value cannot be stored: it holds {error}.",
             fix="Use strings, numbers, booleans, None, dates, and lists and dicts of them.",
         ) from error
-    return packed
+    # A mark in front says that there may be others, so that no reader has to look for them.
+    return _MARK_BYTES + packed if _MARK_BYTES in packed else packed
 
 
 def decode_value(data: bytes) -> Any:
@@ -284,10 +285,11 @@ def decode_value(data: bytes) -> Any:
         CorruptData: The bytes are anything else.
     """
     try:
-        if _MARK_BYTES not in data:
+        if not data.startswith(_MARK_BYTES):
             return _unpack(data, ext_hook=_unpack_other)
         tuples = _Tuples()
-        value = _unpack(data, ext_hook=tuples.read, list_hook=tuples.of)
+        marked = data[len(_MARK_BYTES) :]
+        value = _unpack(marked, ext_hook=tuples.read, list_hook=tuples.of)
         tuples.check()
         return value
     except Exception as error:  # msgpack raises several unrelated types on bad bytes

@@ -65,7 +65,9 @@ class RedisServers:
         """
         route = self._route or await self._find(io)
         if not route.slots:
-            return await self._ask_one(io, route.masters[0], [words for _, words in commands])
+            (master,) = route.masters
+            sent = await self._send(io, master, [words for _, words in commands])
+            return self._accepted(sent, master)
         replies: list[Any] = [None] * len(commands)
         batches: dict[tuple[Address, bool], list[int]] = {}
         for number, (key, _) in enumerate(commands):
@@ -97,7 +99,7 @@ class RedisServers:
 
     async def ask_server(self, io: Runtime, address: Address, *words: Any) -> Any:
         """Send one command to one server and return its reply."""
-        (reply,) = await self._ask_one(io, address, [words])
+        (reply,) = self._accepted(await self._send(io, address, [words]), address)
         return reply
 
     async def masters(self, io: Runtime) -> list[Address]:
@@ -133,10 +135,7 @@ class RedisServers:
             fix="Bring the missing server back, or give its slots to another one.",
         )
 
-    async def _ask_one(
-        self, io: Runtime, address: Address, commands: Sequence[tuple[Any, ...]]
-    ) -> list[Any]:
-        replies = await self._send(io, address, commands)
+    def _accepted(self, replies: list[Any], address: Address) -> list[Any]:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise self._failed(reply, address) from reply
