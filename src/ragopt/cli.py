@@ -41,7 +41,7 @@ def make_app() -> Any:
         MissingDependency: typer is not installed.
     """
     typer = require("typer", "cli")
-    from ragopt import cli_cache
+    from ragopt import cli_cache, cli_models
     from ragopt.demo.command import demo
 
     app = typer.Typer(name="ragopt", no_args_is_help=True, add_completion=False, **_PLAIN)
@@ -51,6 +51,10 @@ def make_app() -> Any:
     for command in cli_cache.COMMANDS:
         cache.command()(_in_sentences(command))
     app.add_typer(cache, name="cache", help="See what a store holds, and remove it.")
+    models = typer.Typer(no_args_is_help=True, **_PLAIN)
+    for name, work in cli_models.COMMANDS.items():
+        models.command(name)(_in_sentences(work))
+    app.add_typer(models, name="models", help="See, fetch and remove embedding models.")
     return app
 
 

@@ -105,7 +105,7 @@ def clear(
         if kind is not None and not found and kind not in contents.KINDS:
             _refuse_kind(store, kind)
         if not yes:
-            _confirm(f"Remove {_many(found)} {_meaning(choice)}?")
+            confirm(f"Remove {_many(found)} {_meaning(choice)}?")
         gone = contents.clear(store, choice)
     typer.echo(f"Removed {gone:,} {'entry' if gone == 1 else 'entries'} {_meaning(choice)}.")
 
@@ -185,11 +185,12 @@ def _refuse_kind(store: Store, kind: str) -> None:
     there = sorted({group.kind for group in contents.contents(store) if group is not None})
     raise InvalidInput(
         f"There is no kind {kind!r} there.",
-        fix=f"There is: {', '.join(map(_name, there)) or 'nothing'}.",
+        fix=f"There is: {', '.join(map(shown_name, there)) or 'nothing'}.",
     )
 
 
-def _confirm(question: str) -> None:
+def confirm(question: str) -> None:
+    """Ask before something is removed; end the command unless the answer is yes."""
     typer.echo(f"{question} [y/N] ", nl=False, err=True)
     answer = sys.stdin.readline()
     if not answer.endswith("\n"):
@@ -203,7 +204,7 @@ def _confirm(question: str) -> None:
 # -- what is printed -----------------------------------------------------------------------
 
 
-def _name(name: str) -> str:
+def shown_name(name: str) -> str:
     """Return a name that was found in a store; what could steer a terminal is written out."""
     return name if name.isprintable() else ascii(name)
 
@@ -223,7 +224,7 @@ def _many(found: Counter[Group | None]) -> str:
     number = found.total()
     kinds: Counter[str] = Counter()
     for group, entries in found.items():
-        kinds["other" if group is None else _name(group.kind)] += entries
+        kinds["other" if group is None else shown_name(group.kind)] += entries
     each = ", ".join(f"{kind} {entries:,}" for kind, entries in sorted(kinds.items()))
     return f"{number:,} {'entry' if number == 1 else 'entries'}" + (f" ({each})" if each else "")
 
@@ -262,9 +263,12 @@ def _print(
             table.add_column(name, overflow="fold")
         table.add_column("Entries", justify="right", no_wrap=True)
         for group, number in _sorted(found):
-            tenant = Text("none", "dim") if group.tenant is None else Text(_name(group.tenant))
+            tenant = Text("none", "dim") if group.tenant is None else Text(shown_name(group.tenant))
             table.add_row(
-                Text(_name(group.namespace)), tenant, Text(_name(group.kind)), f"{number:,}"
+                Text(shown_name(group.namespace)),
+                tenant,
+                Text(shown_name(group.kind)),
+                f"{number:,}",
             )
         if found[None]:
             table.add_row(Text("under keys of other programs", "dim"), "", "", f"{found[None]:,}")

