@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _EXPORTS = {
     "AnswerCache": "ragopt.cache.answers",
+    "BatchingEmbedder": "ragopt.embedders.batching",
     "CachedEmbedder": "ragopt.cache.embeddings",
     "CacheStats": "ragopt.metrics",
     "cached": "ragopt.cache.decorator",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from ragopt.cache.retrieval import RetrievalCache as RetrievalCache
     from ragopt.cache.tiers import TieredCache as TieredCache
     from ragopt.cache.values import ValueCache as ValueCache
+    from ragopt.embedders.batching import BatchingEmbedder as BatchingEmbedder
     from ragopt.embedders.hashing import HashingEmbedder as HashingEmbedder
     from ragopt.embedders.transformers import TransformersEmbedder as TransformersEmbedder
     from ragopt.errors import MissingDependency as MissingDependency
