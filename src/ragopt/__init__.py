@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AnswerCache": "ragopt.cache.answers",
     "BatchingEmbedder": "ragopt.embedders.batching",
+    "BGEM3Embedder": "ragopt.embedders.bge_m3",
     "CachedEmbedder": "ragopt.cache.embeddings",
     "CacheStats": "ragopt.metrics",
     "cached": "ragopt.cache.decorator",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ragopt.cache.tiers import TieredCache as TieredCache
     from ragopt.cache.values import ValueCache as ValueCache
     from ragopt.embedders.batching import BatchingEmbedder as BatchingEmbedder
+    from ragopt.embedders.bge_m3 import BGEM3Embedder as BGEM3Embedder
     from ragopt.embedders.hashing import HashingEmbedder as HashingEmbedder
     from ragopt.embedders.transformers import TransformersEmbedder as TransformersEmbedder
     from ragopt.errors import MissingDependency as MissingDependency

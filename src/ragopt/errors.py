@@ -51,3 +51,7 @@ class CorruptData(StorageError):
 
 class BackendUnavailable(StorageError, ConnectionError):
     """A server could not be reached, or did not answer in time."""
+
+
+class OutOfMemory(RagoptError, MemoryError):
+    """Not even the smallest part of the work fits into memory."""

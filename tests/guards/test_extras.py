@@ -84,6 +84,7 @@ WORKS = {
     "cli": [CLI],
     "demo": [CLI, FAISS, LANGCHAIN, LLAMA_INDEX, MINILM],
     "faiss": [FAISS],
+    "flag-embedding": [TRANSFORMERS, "import FlagEmbedding"],
     "images": [TRANSFORMERS, "import PIL"],
     "langchain": [LANGCHAIN],
     "llama-index": [LLAMA_INDEX],
@@ -99,6 +100,7 @@ WORKS = {
 NEEDS = {
     "cli": "from ragopt.cli import main\nmain()",
     "faiss": FAISS,
+    "flag-embedding": 'from ragopt.embedders._flag import FlagEngine\nFlagEngine("x")',
     "langchain": LANGCHAIN,
     "llama-index": LLAMA_INDEX,
     "postgres": PGVECTOR,

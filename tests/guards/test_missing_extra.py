@@ -28,8 +28,11 @@ from ragopt.indexes.pgvector import PgvectorIndex
 PgvectorIndex("postgresql://localhost:1/none", "records").count()
 """
 
+FLAG = 'from ragopt.embedders._flag import FlagEngine; FlagEngine("x")'
+
 # Package that is not there, what is done without it, the extra that must be named.
 CASES = [
+    ("FlagEmbedding", FLAG, "flag-embedding"),
     ("asyncpg", PGVECTOR, "postgres"),
     ("faiss", ADD_TO_FAISS, "faiss"),
     ("huggingface_hub", "from ragopt.embedders.hub_cache import cached; cached()", "transformers"),

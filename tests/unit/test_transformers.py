@@ -12,7 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from ragopt import TransformersEmbedder
-from ragopt.embedders.transformers import TruncationWarning, _head
+from ragopt.embedders.transformers import TruncationWarning
 from ragopt.errors import InvalidInput, StorageError
 from ragopt.types import Dense
 
@@ -92,7 +92,9 @@ def test_without_normalising() -> None:
 def test_truncation_is_said() -> None:
     embedder = TransformersEmbedder.minilm()
     long = "words and more words " * 200
-    with pytest.warns(TruncationWarning, match=r"1 of 2 texts.*256 tokens.*row 1, has 4,200 char"):
+    with pytest.warns(
+        TruncationWarning, match=r"1 of 2 texts.*256 tokens.*row 1, which has 4,200 char"
+    ):
         embedder.embed(["short", long])
 
 
@@ -152,12 +154,12 @@ def test_bad_arguments() -> None:
             TransformersEmbedder("model", **options)
 
 
-def test_a_long_text_is_its_beginning() -> None:
-    embedder = TransformersEmbedder.minilm()
-    tokenizer, _ = embedder._load()
-    text = " ".join(f"word{i}" for i in range(30_000))
-    head = _head(tokenizer, text, 256)
-    assert len(head) < len(text) / 10
-    whole, cut = (tokenizer(t, truncation=True, max_length=256)["input_ids"] for t in (text, head))
-    assert whole == cut
-    assert _head(tokenizer, " " * 100_000 + "end", 256).endswith("end")
+def test_a_length_that_the_model_has_no_positions_for() -> None:
+    with pytest.raises(InvalidInput, match=r"max_length=513.*reads at most 512"):
+        TransformersEmbedder.minilm(max_length=513).embed(["a"])
+
+
+def test_texts_of_a_batch_do_not_change_each_other() -> None:
+    together = dense(TransformersEmbedder.minilm(), TEXTS[:5])
+    alone = [dense(TransformersEmbedder.minilm(), [text])[0] for text in TEXTS[:5]]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-6)

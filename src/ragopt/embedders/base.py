@@ -27,6 +27,10 @@ class BaseEmbedder(ABC):
     ) -> EmbeddingBatch:
         """Embed texts that have been checked, at least one."""
 
+    def _lacks(self, outputs: Collection[Output]) -> str:
+        """Say what is missing for outputs that this kind of model could make."""
+        return ""
+
     def embed(
         self,
         texts: Sequence[str],
@@ -73,7 +77,8 @@ class BaseEmbedder(ABC):
         if not wanted or not wanted <= able:
             raise InvalidInput(
                 f"{self.spec.model} was asked for the outputs {sorted(wanted)}.",
-                fix=f"It can make: {', '.join(name for name in OUTPUTS if name in able)}.",
+                fix=f"It can make: {', '.join(name for name in OUTPUTS if name in able)}."
+                + self._lacks(wanted - able),
             )
         checked = list(texts)
         if not set(map(type, checked)) <= {str}:  # in C, for the thousands that are texts
