@@ -24,6 +24,9 @@ _ROWS = {
     "llm-cache": "an exact answer of 2 KB from the cache, on disk and in memory",
     "llm-redis": "the same out of Redis",
 }
+_LONG_ROWS = {
+    "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, and one question",
+}
 _REPORTS = {
     "zipf": "a Zipf stream of questions through ragopt's caches",
     "policies": "what a full memory store keeps, against other policies",
@@ -34,6 +37,9 @@ _PACKAGES = (
     "ragopt",
     "numpy",
     "faiss-cpu",
+    "FlagEmbedding",
+    "torch",
+    "transformers",
     "langchain-core",
     "langchain-classic",
     "langchain-community",
@@ -49,16 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Compare ragopt with the raw drivers and with other packages, in turns.",
-        epilog=f"rows: {_listed(_ROWS)}. Reports, which run only if they are named and have a "
+        epilog=f"rows: {_listed(_ROWS)}. Rows that take many minutes and run only if they are "
+        f"named: {_listed(_LONG_ROWS)}. Reports, which run only if they are named and have a "
         f"table of their own: {_listed(_REPORTS)}.",
     )
     parser.add_argument("rows", nargs="*", metavar="row", help="all rows if none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to a file")
     parser.add_argument("--repeat", type=int, default=21, metavar="N", help="rounds (21)")
     options = parser.parse_args(arguments)
-    unknown = set(options.rows) - _ROWS.keys() - _REPORTS.keys()
+    unknown = set(options.rows) - {*_ROWS, *_LONG_ROWS, *_REPORTS}
     if unknown or options.repeat < 1:
-        names = ", ".join([*_ROWS, *_REPORTS])
+        names = ", ".join([*_ROWS, *_LONG_ROWS, *_REPORTS])
         parser.error(f"choose rows from {names}, and one round or more")
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before FAISS: one thread is steadier

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.checkpoints import MIXED, plain_bert, plain_xlmr, small
+from tests.checkpoints import MIXED, full_size, plain_bert, plain_xlmr, small
 from transformers import AutoModel, AutoTokenizer
 
 from ragopt import CachedEmbedder, EmbeddingBatch, SparseVector
@@ -268,6 +268,21 @@ def test_both_engines_agree_on_each_output(
         assert (
             (getattr(one, name) is None) == (getattr(other, name) is None) == (name not in outputs)
         )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_both_engines_agree_at_full_size(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = full_size(tmp_path_factory.mktemp("full") / "m3")
+    embedder, reference = (
+        BGEM3Embedder(model, device="cpu", engine=engine) for engine in ("torch", "flag")
+    )
+    texts = [*TEXTS, "あ", "🙂", "mixed 混ざった 섞인 " * 40]
+    expected = all_three(reference, texts)
+    assert_same(all_three(embedder, texts), expected)
+    order = np.random.default_rng(2).permutation(len(texts))
+    shuffled = all_three(embedder, [texts[i] for i in order])
+    assert_same(shuffled, EmbeddingBatch.of([expected[i] for i in order]))
 
 
 # -- one model for all who ask ------------------------------------------------------------------
