@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -325,6 +327,26 @@ async def test_64_tasks_ask_first_and_one_loads(folder: Path, loads: list[str]) 
     found = await asyncio.gather(*(embedder.aembed([f"text {n}"]) for n in range(64)))
     assert len(loads) == 1
     assert len(found) == 64
+
+
+@pytest.mark.parametrize("engine", ["torch", "flag"])
+def test_a_forked_process_computes_on(folder: Path, engine: Any) -> None:
+    code = f"""
+import os, signal, torch
+from ragopt import BGEM3Embedder
+torch.set_num_threads(4)
+embedder = BGEM3Embedder({str(folder)!r}, device="cpu", engine={engine!r})
+before = embedder.embed(["a text " * 400] * 2, outputs=["dense"]).dense
+if os.fork() == 0:
+    signal.alarm(30)
+    after = embedder.embed(["a text " * 400] * 2, outputs=["dense"]).dense
+    os._exit(0 if abs(after - before).max() < 1e-5 else 1)
+assert os.wait()[1] == 0
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_unloading(folder: Path, loads: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 
 from ragopt._imports import require
 from ragopt.embedders._heads import HEADS, sparse_vectors
+from ragopt.embedders._torch import stay_alone_after_fork
 from ragopt.embedders.engines import Tokens
 from ragopt.types import EmbeddingBatch, Output
 
@@ -59,6 +61,7 @@ class FlagEngine:
             devices=device,
             colbert_dim=heads["multi"]["weight"].shape[0] if "multi" in heads else -1,
         )
+        self._pid = os.getpid()
         module = self._reference.model
         for output, file in HEADS.items():
             name = file.removesuffix(".pt")
@@ -94,6 +97,7 @@ class FlagEngine:
 
     def encode(self, texts: Sequence[Tokens], outputs: frozenset[Output], /) -> EmbeddingBatch:
         """Embed texts in one forward pass; see ``Engine.encode``."""
+        self._pid = stay_alone_after_fork(self._torch, self._pid)
         padded = self._reference.tokenizer.pad(
             {"input_ids": [list(text.ids) for text in texts]}, padding=True, return_tensors="pt"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -51,10 +52,12 @@ class TorchModel:
             raise files.unreadable(error) from error
         self.model = model.eval().to(self.device)
         self.dimension = int(model.config.hidden_size)
+        self._pid = os.getpid()
         self._packed = PackedEncoder(self.model) if can_pack(model.config) else None
 
     def states(self, ids: Sequence[Sequence[int]]) -> Any:
         """Return the last hidden states of all tokens, shape ``(tokens, hidden)``."""
+        self._pid = stay_alone_after_fork(self.torch, self._pid)
         if self._packed is not None:
             return self._packed(ids)
         padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
@@ -136,6 +139,17 @@ class TorchEngine:
 
     def _scaled(self, rows: Any) -> Any:
         return self._torch.nn.functional.normalize(rows, dim=-1) if self._normalize else rows
+
+
+def stay_alone_after_fork(torch: Any, pid: int) -> int:
+    """Compute with one thread in a forked process; return the process that this was done for.
+
+    The threads that PyTorch computes with on a CPU stay in the parent, and it would wait for them
+    for ever.
+    """
+    if pid != os.getpid():
+        torch.set_num_threads(1)
+    return os.getpid()
 
 
 def check_device(torch: Any, device: str) -> str:
