@@ -12,6 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from ragopt import TransformersEmbedder
+from ragopt.embedders.sharing import MODELS
 from ragopt.embedders.transformers import TruncationWarning
 from ragopt.errors import InvalidInput, StorageError
 from ragopt.types import Dense
@@ -108,6 +109,7 @@ def test_ten_megabytes_of_text() -> None:
 def test_many_threads_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
+    MODELS.clear()  # other tests may have it loaded
     loads: list[int] = []
     original = transformers.AutoModel.from_pretrained
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +33,8 @@ class CachedEmbedder(BaseEmbedder):
         ttl: Seconds that an embedding is kept; None until it is evicted.
         precision: ``float32`` is exact; ``float16`` and ``int8`` save space.
         batch_size: Texts that are computed and then stored at a time.
+        together: Outputs that one pass makes, and that are kept, whichever of them is asked for:
+            for a dense and a sparse face of the same texts.
         namespace: Separates applications which share a store.
         tenant: Separates customers of one application.
     """
@@ -45,6 +47,7 @@ class CachedEmbedder(BaseEmbedder):
         ttl: float | None = 86_400,
         precision: codecs.Precision = "float32",
         batch_size: int = 256,
+        together: Collection[Output] = (),
         namespace: str = "default",
         tenant: str | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class CachedEmbedder(BaseEmbedder):
         self._ttl = ttl
         self._precision = precision
         self._batch_size = batch_size
+        self._together = frozenset(together)
         self._namespace = namespace
         self._tenant = tenant
         self._spaces: dict[tuple[Role, Output], KeySpace] = {}
@@ -86,20 +90,26 @@ class CachedEmbedder(BaseEmbedder):
         stats.count(KIND, "hit", len(unique) - len(missing))
         stats.count(KIND, "miss", len(missing))
 
+        made = outputs | (self._together & self.spec.outputs if missing else set())
+
         async def compute(rows_left: list[int]) -> None:
             while rows_left:
                 rows, rows_left = rows_left[: self._batch_size], rows_left[self._batch_size :]
                 asked = [unique[row] for row in rows]
                 batch = await io.call(
-                    self.embedder.embed, self.embedder.aembed, asked, role=role, outputs=outputs
+                    self.embedder.embed, self.embedder.aembed, asked, role=role, outputs=made
                 )
-                _check(batch, asked, outputs, self.spec)
+                _check(batch, asked, made, self.spec)
                 items: dict[bytes, bytes] = {}
                 for i, (output, column) in enumerate(columns.items()):
                     values = getattr(batch, output)
                     rows_left = rows_left + column.put(rows, values)
                     places = (keys[i * len(unique) + row] for row in rows)
                     items.update(zip(places, _encode(output, values, self._precision), strict=True))
+                for output in made - outputs:
+                    others = _encode(output, getattr(batch, output), self._precision)
+                    theirs = self._space(role, output).text_keys(asked)
+                    items.update(zip(theirs, others, strict=True))
                 # Not set_many: an embedding has but one value, so nobody need hear of this one.
                 layers = range(len(self.cache.layers))
                 await self.cache.write(io, layers, items, self._ttl, trips=trips)

@@ -81,7 +81,12 @@ class ModelFiles:
         """
         config = self.json("config.json")
         if config is None:
-            raise self.unreadable("config.json is missing")
+            raise self.unreadable(
+                "config.json is missing"
+                if self.folder
+                else "no such folder is there, and its config.json is neither in the cache of the "
+                "hub nor could it be fetched"
+            )
         return config
 
     def tokenizer(self) -> Any:

@@ -4,6 +4,7 @@ from ragopt._imports import require
 
 require("langchain_core", "langchain")
 
+from ragopt.langchain.bge_m3 import BGEM3Embeddings  # noqa: E402
 from ragopt.langchain.caches import LLMCache  # noqa: E402
 from ragopt.langchain.chains import CachedChain  # noqa: E402
 from ragopt.langchain.embeddings import CachedEmbeddings, EmbedderEmbeddings  # noqa: E402
@@ -14,6 +15,7 @@ from ragopt.langchain.stores import CacheByteStore  # noqa: E402
 from ragopt.langchain.vectorstores import FaissVectorStore, IndexVectorStore  # noqa: E402
 
 __all__ = [
+    "BGEM3Embeddings",
     "CacheByteStore",
     "CachedChain",
     "CachedChatModel",

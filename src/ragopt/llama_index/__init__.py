@@ -4,6 +4,7 @@ from ragopt._imports import require
 
 require("llama_index.core", "llama-index")
 
+from ragopt.llama_index.bge_m3 import BGEM3Embedding, BGEM3SparseEmbedding  # noqa: E402
 from ragopt.llama_index.embeddings import CachedEmbedding, EmbedderEmbedding  # noqa: E402
 from ragopt.llama_index.events import CacheEvent  # noqa: E402
 from ragopt.llama_index.ingestion import CachedTransformation  # noqa: E402
@@ -14,6 +15,8 @@ from ragopt.llama_index.retrievers import CachedRetriever  # noqa: E402
 from ragopt.llama_index.vector_stores import FaissVectorStore, IndexVectorStore  # noqa: E402
 
 __all__ = [
+    "BGEM3Embedding",
+    "BGEM3SparseEmbedding",
     "CacheEvent",
     "CacheKVStore",
     "CachedEmbedding",

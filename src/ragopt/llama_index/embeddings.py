@@ -32,7 +32,8 @@ class EmbedderEmbedding(BaseEmbedding):
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, embedder: Embedder, **options: Any) -> None:
-        options.setdefault("model_name", embedder.spec.model)
+        if "model_name" not in options:  # a specification may need the model's files
+            options["model_name"] = embedder.spec.model
         super().__init__(**options)
         self._embedder = embedder
 
