@@ -12,7 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, nullcontext
-from threading import Semaphore, Thread, get_ident
+from queue import Empty, SimpleQueue
+from threading import Thread, get_ident
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -90,6 +91,25 @@ class Runtime(Protocol):
 _NO_LIMIT = nullcontext()
 
 
+class _ThreadSlots:
+    """A semaphore of threads, at a fifth of the time of ``threading.Semaphore``."""
+
+    def __init__(self, number: int) -> None:
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(number):
+            self._free.put(None)
+
+    def acquire(self, seconds: float) -> bool:
+        try:
+            self._free.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
+
+    def release(self) -> None:
+        self._free.put(None)
+
+
 class _Sync:
     async def call(
         self,
@@ -120,10 +140,10 @@ class _Sync:
         return get_ident()
 
     def slots(self, number: int, /) -> Slots:
-        return Semaphore(number)
+        return _ThreadSlots(number)
 
     async def enter(self, slots: Any, seconds: float, /) -> bool:
-        return bool(slots.acquire(timeout=seconds))
+        return bool(slots.acquire(seconds))
 
     def limit(self, seconds: float, /) -> AbstractAsyncContextManager[Any]:
         return _NO_LIMIT
