@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ragopt._imports import require
-from ragopt.embedders._heads import HEADS, sparse_vectors
-from ragopt.embedders._torch import stay_alone_after_fork
+from ragopt.embedders._heads import HEADS, sparse_vectors, special_ids
+from ragopt.embedders._torch import free_memory, stay_alone_after_fork
 from ragopt.embedders.engines import Tokens
 from ragopt.types import EmbeddingBatch, Output
 
@@ -71,14 +71,7 @@ class FlagEngine:
                 setattr(module, name, None)
         self._module = module.to(device, getattr(self._torch, dtype)).eval()
         self._outputs: frozenset[Output] = frozenset({"dense", *heads})
-        tokenizer = self._reference.tokenizer
-        unused = (
-            tokenizer.cls_token_id,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-            tokenizer.unk_token_id,
-        )
-        self._unused = {token for token in unused if token is not None}
+        self._special = special_ids(self._reference.tokenizer)
 
     @property
     def device(self) -> str:
@@ -115,7 +108,7 @@ class FlagEngine:
         sparse = multi = None
         if weights is not None:
             own = [row[: len(each)] for row, each in zip(weights[:, :, 0], ids, strict=True)]
-            sparse = sparse_vectors(ids, np.concatenate(own), self._unused)
+            sparse = sparse_vectors(ids, np.concatenate(own), self._special)
         if rows is not None:
             # Copies, so that who keeps one vector does not keep the whole batch.
             multi = [row[: len(each) - 1].copy() for row, each in zip(rows, ids, strict=True)]
@@ -123,6 +116,4 @@ class FlagEngine:
 
     def free(self) -> None:
         """Give the memory that PyTorch keeps for later back to the device."""
-        device: Any = getattr(self._torch, self._module.model.device.type)
-        if hasattr(device, "empty_cache"):
-            device.empty_cache()
+        free_memory(self._torch, self.device)

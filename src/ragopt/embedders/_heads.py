@@ -41,15 +41,32 @@ def sparse_vectors(
     tokens, texts, weights = tokens[kept], texts[kept], weights[kept]
     # One number for a token of a text, so that one sort brings equals together, in order.
     size = int(tokens.max(initial=0)) + 1
-    places, inverse = np.unique(texts * size + tokens, return_inverse=True)
-    highest = np.zeros(len(places), np.float32)
-    np.maximum.at(highest, inverse, weights)
+    places, best = highest(texts * size + tokens, weights)
     owners = places // size
     bounds = np.searchsorted(owners, np.arange(len(ids) + 1))
     return [
-        SparseVector(places[begin:end] - owner * size, highest[begin:end])
+        SparseVector(places[begin:end] - owner * size, best[begin:end])
         for owner, (begin, end) in enumerate(pairwise(bounds))
     ]
+
+
+def highest(keys: NDArray[np.int64], values: Dense) -> tuple[NDArray[np.int64], Dense]:
+    """Return the keys, each once and ascending, and the highest value of each; none is below 0."""
+    found, places = np.unique(keys, return_inverse=True)
+    best = np.zeros(len(found), np.float32)
+    np.maximum.at(best, places, values)
+    return found, best
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the token ids that have no weight: those at the ends, of padding, and unknown."""
+    named = (
+        tokenizer.cls_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    )
+    return {each for each in named if each is not None}
 
 
 def cut_apart(rows: Dense, lengths: Sequence[int]) -> list[Dense]:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
+from ragopt.embedders._heads import highest
 from ragopt.embedders._tokens import Tokenized
 from ragopt.types import Dense, EmbeddingBatch, SparseVector
 
@@ -64,7 +65,5 @@ def taken(batch: EmbeddingBatch, rows: Sequence[int]) -> EmbeddingBatch:
 def _highest(vectors: Sequence[SparseVector]) -> SparseVector:
     if len(vectors) == 1:
         return vectors[0]
-    indices, inverse = np.unique(np.concatenate([v.indices for v in vectors]), return_inverse=True)
-    values = np.zeros(len(indices), np.float32)
-    np.maximum.at(values, inverse, np.concatenate([v.values for v in vectors]))
-    return SparseVector(indices, values)
+    indices = np.concatenate([vector.indices for vector in vectors])
+    return SparseVector(*highest(indices, np.concatenate([vector.values for vector in vectors])))

@@ -10,7 +10,14 @@ import numpy as np
 
 from ragopt._imports import require
 from ragopt.embedders._files import ModelFiles
-from ragopt.embedders._heads import HEADS, cut_apart, first_rows, sparse_vectors, to_numpy
+from ragopt.embedders._heads import (
+    HEADS,
+    cut_apart,
+    first_rows,
+    sparse_vectors,
+    special_ids,
+    to_numpy,
+)
 from ragopt.embedders._packed import PackedEncoder, can_pack
 from ragopt.embedders.engines import Tokens
 from ragopt.errors import InvalidInput
@@ -83,9 +90,7 @@ class TorchEngine:
         self._pooling = pooling
         self._normalize = normalize
         self._heads = model.heads if heads else {}
-        known = model.tokenizer
-        named = (known.cls_token_id, known.eos_token_id, known.pad_token_id, known.unk_token_id)
-        self._special = {each for each in named if each is not None}
+        self._special = special_ids(model.tokenizer)
 
     @property
     def device(self) -> str:
@@ -125,9 +130,7 @@ class TorchEngine:
 
     def free(self) -> None:
         """Give back memory that PyTorch keeps for its next call."""
-        kind = self.device.partition(":")[0]
-        if kind in ("cuda", "mps"):
-            getattr(self._torch, kind).empty_cache()
+        free_memory(self._torch, self.device)
 
     def _pool(self, states: Any, lengths: list[int]) -> Any:
         first = self._torch.from_numpy(first_rows(lengths)).to(states.device)
@@ -139,6 +142,13 @@ class TorchEngine:
 
     def _scaled(self, rows: Any) -> Any:
         return self._torch.nn.functional.normalize(rows, dim=-1) if self._normalize else rows
+
+
+def free_memory(torch: Any, device: str) -> None:
+    """Give back memory that PyTorch keeps for its next call."""
+    kind = device.partition(":")[0]
+    if kind in ("cuda", "mps"):
+        getattr(torch, kind).empty_cache()
 
 
 def stay_alone_after_fork(torch: Any, pid: int) -> int:

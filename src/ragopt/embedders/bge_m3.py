@@ -13,7 +13,6 @@ import numpy as np
 from ragopt._imports import require
 from ragopt.embedders._files import ModelFiles
 from ragopt.embedders._heads import HEADS
-from ragopt.embedders._packed import most_positions
 from ragopt.embedders._tokens import LongText
 from ragopt.embedders._torch import (
     Precision,
@@ -132,15 +131,10 @@ class BGEM3Embedder(TextModelEmbedder):
             revision=settings.revision,
             dimension=settings.dimension,
             outputs=settings.outputs,
-            params=(
-                ("document_prefix", self._prefixes["document"]),
-                ("engine", self._engine_name),
-                ("long_text", self._long_text),
-                ("max_length", settings.max_length),
-                ("normalize", self._normalize),
-                ("normalize_sparse", self._normalize_sparse),
-                ("precision", settings.precision),
-                ("query_prefix", self._prefixes["query"]),
+            params=self._params(
+                engine=self._engine_name,
+                normalize_sparse=self._normalize_sparse,
+                precision=settings.precision,
             ),
         )
 
@@ -196,13 +190,6 @@ class BGEM3Embedder(TextModelEmbedder):
                 "xlm-roberta.",
                 fix="Use TransformersEmbedder for other encoders.",
             )
-        most = most_positions(config)
-        limit = self._max_length or 8_192
-        if most is not None and limit > most:
-            raise InvalidInput(
-                f"max_length={limit:,} was given, but {self.model} reads at most {most:,} tokens.",
-                fix="Give a smaller one.",
-            )
         device = check_device(require("torch", "transformers"), self._device)
         precision: Precision = (
             self._precision
@@ -213,7 +200,7 @@ class BGEM3Embedder(TextModelEmbedder):
         return _Settings(
             dimension=int(config["hidden_size"]),
             outputs=frozenset({"dense", *heads}),
-            max_length=limit,
+            max_length=self._allowed(self._max_length or 8_192, config),
             revision=files.fingerprint(HEADS.values()),
             device=device,
             precision=precision,

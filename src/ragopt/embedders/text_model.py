@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.embedders._files import ModelFiles
 from ragopt.embedders._merging import joined, one_each, taken
+from ragopt.embedders._packed import most_positions
 from ragopt.embedders._passes import Passes, batch_tokens_for
 from ragopt.embedders._tokens import LongText, TextTokenizer, Tokenized
 from ragopt.embedders.base import BaseEmbedder
@@ -24,6 +25,8 @@ from ragopt.embedders.health import EmbedderStats, Health, Status
 from ragopt.embedders.sharing import MODELS, Shared
 from ragopt.errors import InvalidInput
 from ragopt.types import DENSE, EmbeddingBatch, Output, Role
+
+Param: TypeAlias = str | int | float | bool | None
 
 _WINDOW = 1024  # texts that are in memory as tokens at a time
 _TEST_TEXT = "Health check: 動作確認"
@@ -108,6 +111,27 @@ class TextModelEmbedder(BaseEmbedder):
     @abstractmethod
     def _engine_over(self, model: Any) -> tuple[Any, Engine]:
         """Return the tokenizer of a loaded model, and the engine with this one's settings."""
+
+    def _params(self, **own: Param) -> tuple[tuple[str, Param], ...]:
+        """Return what the vectors depend on, of every kind of model and of this one alone."""
+        shared: dict[str, Param] = {
+            "document_prefix": self._prefixes["document"],
+            "long_text": self._long_text,
+            "max_length": self._limit,
+            "normalize": self._normalize,
+            "query_prefix": self._prefixes["query"],
+        }
+        return tuple(sorted((shared | own).items()))
+
+    def _allowed(self, limit: int, config: Mapping[str, Any]) -> int:
+        """Return a number of tokens; InvalidInput if the model has no positions for so many."""
+        most = most_positions(config)
+        if most is not None and limit > most:
+            raise InvalidInput(
+                f"max_length={limit:,} was given, but {self.model} reads at most {most:,} tokens.",
+                fix="Give a smaller one, or none.",
+            )
+        return limit
 
     def _finish(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """Do to vectors what the engine does not."""
@@ -204,9 +228,11 @@ class TextModelEmbedder(BaseEmbedder):
             return self._state
 
     async def _warm_up(self, io: Runtime) -> None:
-        state = await self._ready(io)
+        await self._try_out(io, await self._ready(io))
+
+    async def _try_out(self, io: Runtime, state: _Ready) -> EmbeddingBatch:
         tokens = state.tokenizer.encode([_TEST_TEXT]).pieces
-        await io.cpu(state.passes.embed, tokens, frozenset(DENSE))
+        return await io.cpu(state.passes.embed, tokens, frozenset(DENSE))
 
     async def _health(self, io: Runtime) -> Health:
         state = self._state
@@ -214,8 +240,7 @@ class TextModelEmbedder(BaseEmbedder):
             return Health("not_initialized", self.model)
         engine, begin = state.engine, time.perf_counter()
         try:
-            tokens = state.tokenizer.encode([_TEST_TEXT]).pieces
-            batch = await io.cpu(state.passes.embed, tokens, frozenset(DENSE))
+            batch = await self._try_out(io, state)
         except Exception as error:  # noqa: BLE001 - that is the finding
             return self._found("unhealthy", state, None, str(error))
         seconds = time.perf_counter() - begin

@@ -116,15 +116,7 @@ class TransformersEmbedder(TextModelEmbedder):
             self._name,
             revision=settings.revision,
             dimension=settings.dimension,
-            params=(
-                ("document_prefix", self._prefixes["document"]),
-                ("long_text", self._long_text),
-                ("max_length", settings.max_length),
-                ("normalize", self._normalize),
-                ("pooling", settings.pooling),
-                ("precision", self._precision),
-                ("query_prefix", self._prefixes["query"]),
-            ),
+            params=self._params(pooling=settings.pooling, precision=self._precision),
         )
 
     @property
@@ -153,15 +145,10 @@ class TransformersEmbedder(TextModelEmbedder):
         # Tokenizers without a limit say so with a number beyond any memory.
         known = [int(length) for length in lengths if length and length < 10**6]
         limit = self._max_length or (min(known[0], most or known[0]) if known else 512)
-        if most is not None and limit > most:
-            raise InvalidInput(
-                f"max_length={limit:,} was given, but {self.model} reads at most {most:,} tokens.",
-                fix="Give a smaller one, or none.",
-            )
         return _Settings(
             dimension=int(config["hidden_size"]),
             pooling=self._pooling or _stated_pooling(pooling),
-            max_length=limit,
+            max_length=self._allowed(limit, config),
             revision=files.fingerprint(),
         )
 
