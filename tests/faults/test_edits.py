@@ -61,7 +61,10 @@ def test_no_old_answer_is_served_after_an_edit(where: str) -> None:
 
 def test_the_fast_mode_keeps_its_bound(where: str) -> None:
     results = run(where, max_staleness=0.25)
-    assert total(results, "old") > 0  # that is the price
+    # How many old answers are served is chance, a handful or none: each reading of the log ends the
+    # wait of the whole process. That one may be served at all, tests/unit/test_values.py shows.
+    assert total(results, "hits") > 0.5 * total(results, "asks")
+    assert total(results, "dead") > 0
     assert max(result["latest"] for result in results) < 0.25 + _LAG
 
 
