@@ -111,19 +111,14 @@ def small(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _unigram(vocabulary, seed)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(
-        folder / "tokenizer_config.json",
-        tokenizer_class="PreTrainedTokenizerFast",
+    _save(
+        tokenizer,
+        folder,
+        special=("<s>", "</s>", "<pad>", "<unk>", "<mask>"),
         model_max_length=8192,
         model_input_names=["input_ids", "attention_mask"],
         bos_token="<s>",
-        cls_token="<s>",
         eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
     )
     config = XLMRobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -198,16 +193,11 @@ def plain_bert(folder: Path, *, seed: int = 0) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     _finish(tokenizer, "[CLS]", "[SEP]", tokens[:5])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write(
-        folder / "tokenizer_config.json",
-        tokenizer_class="PreTrainedTokenizerFast",
+    _save(
+        tokenizer,
+        folder,
+        special=("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
         model_max_length=512,
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
     )
     config = BertConfig(
         vocab_size=len(tokens),
@@ -315,6 +305,18 @@ def _finish(tokenizer: Tokenizer, start: str, end: str, special: list[Any]) -> N
         single=f"{start} $A {end}",
         pair=f"{start} $A {end} $B {end}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (start, end)],
+    )
+
+
+def _save(tokenizer: Tokenizer, folder: Path, *, special: tuple[str, ...], **more: Any) -> None:
+    """Write a tokenizer as transformers reads it, with what its special tokens are for."""
+    names = ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write(
+        folder / "tokenizer_config.json",
+        tokenizer_class="PreTrainedTokenizerFast",
+        **dict(zip(names, special, strict=True)),
+        **more,
     )
 
 

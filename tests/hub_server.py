@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import close_session, constants
+
 _CHUNK = 1 << 14
+_WHO_ASKS = "/api/agent-harnesses"  # the client finds out once a day; no part of a download
 
 
 class Asked(NamedTuple):
@@ -82,6 +87,24 @@ def hub_server() -> Iterator[Hub]:
             thread.join()
 
 
+@contextmanager
+def asked_from_here(cache: Path) -> Iterator[Hub]:
+    """Run a hub that ``huggingface_hub`` in this process asks, with a cache of its own."""
+    template = "{repo_id}/resolve/{revision}/{filename}"
+    with hub_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(name, raising=False)
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{template}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+        close_session()
+        yield server
+    close_session()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: Hub
@@ -97,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub, path = self.state, unquote(urlsplit(self.path).path)
+        if path == _WHO_ASKS:
+            return self._refuse(404, "")
         hub.asked.append(Asked(self.command, path, self.headers.get("Range")))
         api = re.fullmatch("/api/models/(.+?)(?:/revision/(.+))?", path)
         file = re.fullmatch("/(.+?)/resolve/([^/]+)/(.+)", path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +25,20 @@ def run(operation: Coroutine[Any, Any, T]) -> T:
         return result
     operation.close()
     raise RuntimeError(f"{operation!r} suspended in a sync call; it was given an async port")
+
+
+def iterate(source: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+    """Yield what an async generator yields whose every ``await`` completes at once; see ``run``.
+
+    Whoever stops early ends the generator where it stands.
+    """
+    while True:
+        try:
+            item = run(source.__anext__())
+        except StopAsyncIteration:
+            return
+        try:
+            yield item
+        except BaseException:
+            run(source.aclose())
+            raise

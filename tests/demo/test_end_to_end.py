@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ def test_nothing_stays_behind(finished: tuple[Path, Any, str]) -> None:
     assert list(folder.glob("ragopt*")) == []  # PyTorch leaves an empty folder of its own
 
 
+def has_child_at_work(pid: int) -> bool:
+    """Tell whether a child has computed for a second: it is beyond its start, within its arm."""
+    with suppress(psutil.NoSuchProcess):  # the list and the looks at it are not one moment
+        children = psutil.Process(pid).children()
+        return any(child.cpu_times().user > 1 for child in children)
+    return False
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run in a process group of its own, whose first child is at work."""
@@ -77,9 +86,10 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         until = time.monotonic() + PATIENCE
-        while not any(tmp_path.glob("ragopt-demo-*")) and time.monotonic() < until:
+        while not has_child_at_work(process.pid):
+            assert process.poll() is None
+            assert time.monotonic() < until
             time.sleep(0.05)
-        time.sleep(1)
         yield process
     finally:
         if process.poll() is None:

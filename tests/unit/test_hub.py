@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub import close_session, constants, hf_hub_download
-from tests.hub_server import Hub, hub_server
+from tests.hub_server import Hub, asked_from_here
 
 from ragopt.embedders import hub_cache
-from ragopt.embedders.hub import _wanted, pull
+from ragopt.embedders.hub import _wanted, find, pull
 from ragopt.embedders.hub_cache import cache_folder, cached, removal, remove, snapshot
 from ragopt.errors import BackendUnavailable, InvalidInput, RagoptError, StorageError
 
@@ -34,20 +34,9 @@ FILES = {
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    template = "{repo_id}/resolve/{revision}/{filename}"
-    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    with hub_server() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{template}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        close_session()
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with asked_from_here(tmp_path) as server:
         yield server
-    close_session()
 
 
 # -- what is fetched -------------------------------------------------------------------------
@@ -82,6 +71,43 @@ def test_progress_is_told_while_it_goes_on(hub: Hub) -> None:
     pull(NAME, progress=lambda done, _: seen.append(done))
     assert seen == sorted(seen)
     assert len(set(seen)) > 2
+
+
+def test_what_progress_raises_is_raised_and_the_files_are_kept(hub: Hub) -> None:
+    class Enough(Exception):
+        pass
+
+    def tell(done: int, size: int) -> None:
+        raise Enough
+
+    commit = hub.add(NAME, FILES)
+    hub.pause = 0.05
+    with pytest.raises(Enough):
+        pull(NAME, progress=tell)
+    hub.fetched()
+    pulled = pull(NAME)
+    assert (pulled.revision, pulled.downloaded, hub.fetched()) == (commit, 0, [])
+
+
+def test_what_a_commit_lacks_is_known_afterwards(hub: Hub) -> None:
+    commit = hub.add(NAME, FILES)
+    pull(NAME)
+    hub.asked.clear()
+    assert find(NAME, "sentence_bert_config.json", commit) is None
+    assert find(NAME, "config.json", commit) is not None
+    assert hub.asked == []
+    assert find(NAME, "no_loader_looks_for_this.json", commit) is None
+    assert len(hub.asked) == 1, "control: what is not known is asked"
+    assert find(NAME, "no_loader_looks_for_this.json", commit) is None
+    assert len(hub.asked) == 1
+
+
+def test_what_a_commit_lacks_cannot_be_written_down(hub: Hub) -> None:
+    hub.add(NAME, FILES)
+    repo = cache_folder() / "models--acme--model"
+    repo.mkdir(parents=True)
+    (repo / ".no_exist").write_text("no folder")
+    assert pull(NAME).files == 4
 
 
 def test_a_new_commit_shares_what_it_has_in_common(hub: Hub) -> None:

