@@ -1,4 +1,4 @@
-"""Counters and latency histograms of the caches, for people, JSON and Prometheus."""
+"""Counters and latency histograms, for people, JSON and Prometheus."""
 
 from __future__ import annotations
 
@@ -257,16 +257,13 @@ class CacheStats:
             MissingDependency: prometheus-client is not installed.
             InvalidInput: The registry has these or other statistics of ragopt already.
         """
-        client = require("prometheus_client", "prometheus")
-        try:
-            (registry or client.REGISTRY).register(self)
-        except ValueError:
+        if not collected_by(registry_or_global(registry), self):
             raise InvalidInput(
                 "The Prometheus registry has statistics of a ragopt cache already.",
                 fix="Register once, and give all caches the same statistics: "
                 "TieredCache(..., stats=stats). Or take the others out with "
                 "registry.unregister(stats).",
-            ) from None
+            )
 
     def describe(self) -> list[Any]:
         """Return the empty metric families, so that a registry knows their names."""
@@ -293,9 +290,7 @@ class CacheStats:
                 if found.saved:
                     saved.add_metric((part,), found.saved)
                 for operation, histogram in found.latencies.items():
-                    bounds = [(f"{bound:.6g}", below) for bound, below in histogram.cumulated()]
-                    bounds.append(("+Inf", histogram.count))
-                    seconds.add_metric((part, operation), bounds, sum_value=histogram.total)
+                    add_histogram(seconds, (part, operation), histogram)
         for layer, figures in said.items():
             for name, event in (("evictions", "eviction"), ("corrupt", "corrupt")):
                 if name in figures:
@@ -305,6 +300,32 @@ class CacheStats:
             if "entries" in figures:
                 entries.add_metric((layer,), figures["entries"])
         yield from families
+
+
+def registry_or_global(registry: Any) -> Any:
+    """Return a Prometheus registry, or the global one for None.
+
+    Raises:
+        MissingDependency: prometheus-client is not installed.
+    """
+    client = require("prometheus_client", "prometheus")
+    return client.REGISTRY if registry is None else registry
+
+
+def collected_by(registry: Any, collector: Any) -> bool:
+    """Let a registry read a collector at every scrape; False if it has such metrics already."""
+    try:
+        registry.register(collector)
+    except ValueError:
+        return False
+    return True
+
+
+def add_histogram(family: Any, labels: Sequence[str], histogram: Histogram) -> None:
+    """Add a histogram to a Prometheus family. Its bounds are the same at every scrape."""
+    bounds = [(f"{bound:.6g}", below) for bound, below in histogram.cumulated()]
+    bounds.append(("+Inf", histogram.count))
+    family.add_metric(labels, bounds, sum_value=histogram.total)
 
 
 _COLUMNS = (

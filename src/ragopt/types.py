@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,13 +37,26 @@ class Metric(StrEnum):
         raise InvalidInput(f"{value!r} is not a metric.", fix=f"Use one of {names}.")
 
 
+class SparseLists(NamedTuple):
+    """A sparse vector as two lists of plain Python numbers, as Qdrant takes it."""
+
+    indices: list[int]
+    values: list[float]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVector:
     """A sparse vector: the indices of its non-zero entries, ascending, and their values.
 
+    Batches, SciPy and pgvector are the work of ``ragopt.embedders.sparse``.
+
     Args:
         indices: Token ids or term hashes, unique and ascending, shape ``(nnz,)``.
         values: Weights, shape ``(nnz,)``.
+
+    Examples:
+        >>> SparseVector.from_dict({7: 0.5, 3: 0.25}).to_lists()
+        SparseLists(indices=[3, 7], values=[0.25, 0.5])
     """
 
     indices: NDArray[np.int64]
@@ -61,7 +74,7 @@ class SparseVector:
         if indices.size and (indices[0] < 0 or bool(np.any(indices[1:] <= indices[:-1]))):
             raise InvalidInput(
                 "The indices of a sparse vector are not unique, ascending and >= 0.",
-                fix="Build it with SparseVector.from_dict, which sorts them.",
+                fix="Give each index once. SparseVector.from_dict and from_lists sort them.",
             )
         object.__setattr__(self, "indices", indices)
         object.__setattr__(self, "values", values)
@@ -78,6 +91,47 @@ class SparseVector:
     def to_dict(self) -> dict[int, float]:
         """Return ``{index: value}`` with plain Python numbers."""
         return dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
+
+    @classmethod
+    def from_lists(cls, indices: Sequence[int], values: Sequence[float]) -> SparseVector:
+        """Build a vector from indices in any order, and the value of each.
+
+        Raises:
+            InvalidInput: An index is given twice or is below 0, or the lengths differ.
+        """
+        unsorted = np.asarray(indices, dtype=np.int64)
+        weights = np.asarray(values, dtype=np.float32)
+        if unsorted.ndim != 1 or unsorted.shape != weights.shape:
+            return cls(unsorted, weights)  # which says what is wrong
+        order = np.argsort(unsorted)
+        return cls(unsorted[order], weights[order])
+
+    def to_lists(self) -> SparseLists:
+        """Return ``(indices, values)`` as lists of plain Python numbers."""
+        return SparseLists(self.indices.tolist(), self.values.tolist())
+
+    def prune(self, most: int) -> tuple[SparseVector, SparseVector]:
+        """Part the entries of the highest weights from all others.
+
+        A weight counts by its magnitude. Of equal ones, those of lower indices are kept.
+
+        Args:
+            most: How many entries to keep.
+
+        Returns:
+            Two vectors: what is kept, and what is not.
+
+        Raises:
+            InvalidInput: ``most`` is below 0.
+        """
+        if most < 0:
+            raise InvalidInput(f"{most} entries were to be kept.", fix="Keep 0 or more.")
+        kept = np.zeros(len(self), dtype=bool)
+        kept[np.argsort(-np.abs(self.values), kind="stable")[:most]] = True
+        return (
+            SparseVector(self.indices[kept], self.values[kept]),
+            SparseVector(self.indices[~kept], self.values[~kept]),
+        )
 
     def dot(self, other: SparseVector) -> float:
         """Inner product with another sparse vector."""

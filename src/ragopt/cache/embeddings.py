@@ -70,6 +70,14 @@ class CachedEmbedder(BaseEmbedder):
         """What the vectors depend on: the wrapped model's own description."""
         return self.embedder.spec
 
+    @property
+    def hit_rate(self) -> float:
+        """Texts that were found / texts that were looked up; 0 before the first.
+
+        It is ``cache.stats.hit_rate("embedding")``: embedders over one cache have one hit rate.
+        """
+        return self.cache.stats.hit_rate(KIND)
+
     async def _embed(
         self, io: Runtime, texts: list[str], role: Role, outputs: frozenset[Output]
     ) -> EmbeddingBatch:

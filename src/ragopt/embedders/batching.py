@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from threading import Lock, Thread
 from time import monotonic
+from typing import ClassVar
 
 from ragopt._forks import fork_safe
 from ragopt._runtime import SYNC, Runtime
 from ragopt.embedders.base import BaseEmbedder
+from ragopt.embedders.exported import Exported, Family, Sample
 from ragopt.embedders.queueing import Call, Lane, Queue, Text
 from ragopt.errors import BackendUnavailable, InvalidInput, StorageError
 from ragopt.protocols import Embedder
@@ -52,7 +54,7 @@ class BatchingStats:
         return self.texts / self.batches if self.batches else 0.0
 
 
-class BatchingEmbedder(BaseEmbedder):
+class BatchingEmbedder(Exported, BaseEmbedder):
     """Gathers calls that come at the same time into one call of another embedder.
 
     While nothing is under way, a call is computed at once. What arrives meanwhile, from any
@@ -91,7 +93,19 @@ class BatchingEmbedder(BaseEmbedder):
 
     Examples:
         >>> embedder = BatchingEmbedder(TransformersEmbedder.minilm())
+        >>> embedder.register(embedder="minilm")  # its statistics, to Prometheus
     """
+
+    _families: ClassVar[tuple[Family, ...]] = (
+        Family("ragopt_batching_calls", "Counter", "Calls, without those passed through"),
+        Family("ragopt_batching_passed", "Counter", "Calls too large, which were passed through"),
+        Family("ragopt_batching_batches", "Counter", "Calls of the embedder behind it"),
+        Family("ragopt_batching_texts", "Counter", "Texts in these calls"),
+        Family("ragopt_batching_waits", "Counter", "Calls that had to wait for room"),
+        Family("ragopt_batching_mean_batch_size", "Gauge", "Texts in a batch on average"),
+        Family("ragopt_batching_queue_length", "Gauge", "Texts that wait now"),
+        Family("ragopt_batching_queue_limit", "Gauge", "Texts that may wait"),
+    )
 
     def __init__(
         self,
@@ -131,6 +145,20 @@ class BatchingEmbedder(BaseEmbedder):
             queued = self._queue.size
             counts = (self._calls, self._passed, self._batches, self._texts, self._waits)
         return BatchingStats(*counts, queued)
+
+    def _samples(self) -> dict[str, Sample]:
+        stats = self.stats
+        values = {
+            "calls": stats.calls,
+            "passed": stats.passed,
+            "batches": stats.batches,
+            "texts": stats.texts,
+            "waits": stats.waits,
+            "mean_batch_size": stats.mean_batch,
+            "queue_length": stats.queued,
+            "queue_limit": self.max_queue,
+        }
+        return {f"ragopt_batching_{name}": value for name, value in values.items()}
 
     async def _embed(
         self, io: Runtime, texts: list[str], role: Role, outputs: frozenset[Output]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from threading import Lock
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from ragopt._forks import fork_safe
+from ragopt.embedders.exported import Exported, Family, Sample
 from ragopt.metrics import Histogram
 
 Status: TypeAlias = Literal["not_initialized", "healthy", "degraded", "unhealthy"]
@@ -41,8 +43,28 @@ class Health:
 
 
 @dataclass
-class EmbedderStats:
-    """What an embedder did. Safe to share between threads."""
+class EmbedderStats(Exported):
+    """What an embedder did. Safe to share between threads.
+
+    ``snapshot`` returns plain values, ``register`` exports them to Prometheus.
+
+    Examples:
+        >>> embedder.stats.register(embedder="minilm")
+    """
+
+    _families: ClassVar[tuple[Family, ...]] = (
+        Family("ragopt_embedder_requests", "Counter", "Requests, failed ones included"),
+        Family("ragopt_embedder_successes", "Counter", "Requests that succeeded"),
+        Family("ragopt_embedder_failures", "Counter", "Requests that failed", "error"),
+        Family("ragopt_embedder_texts", "Counter", "Texts in requests that succeeded"),
+        Family("ragopt_embedder_computed", "Counter", "Texts and pieces that the model read"),
+        Family("ragopt_embedder_tokens", "Counter", "Tokens that the model read"),
+        Family("ragopt_embedder_passes", "Counter", "Forward passes"),
+        Family("ragopt_embedder_out_of_memory", "Counter", "Batches halved: memory ran out"),
+        Family("ragopt_embedder_seconds", "Histogram", "Latency of requests that succeeded"),
+        Family("ragopt_embedder_mean_batch_size", "Gauge", "Texts in a forward pass on average"),
+        Family("ragopt_embedder_tokens_per_second", "Gauge", "Tokens in a second of a request"),
+    )
 
     requests: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -90,21 +112,29 @@ class EmbedderStats:
     def snapshot(self) -> dict[str, Any]:
         """Return everything as plain values, with averages."""
         with self._lock:
-            failed = self.failures.total()
-            done = self.requests - failed
-            seconds = self.latency.total
-            return {
-                "requests": self.requests,
-                "successes": done,
-                "failures": dict(self.failures),
-                "texts": self.texts,
-                "computed": self.computed,
-                "tokens": self.tokens,
-                "passes": self.passes,
-                "out_of_memory": self.out_of_memory,
-                "mean_seconds": seconds / done if done else 0.0,
-                "p50_seconds": self.latency.quantile(0.5),
-                "p99_seconds": self.latency.quantile(0.99),
-                "mean_batch_size": self.computed / self.passes if self.passes else 0.0,
-                "tokens_per_second": self.tokens / seconds if seconds else 0.0,
-            }
+            return self._values()
+
+    def _values(self) -> dict[str, Any]:
+        failed = self.failures.total()
+        done = self.requests - failed
+        seconds = self.latency.total
+        return {
+            "requests": self.requests,
+            "successes": done,
+            "failures": dict(self.failures),
+            "texts": self.texts,
+            "computed": self.computed,
+            "tokens": self.tokens,
+            "passes": self.passes,
+            "out_of_memory": self.out_of_memory,
+            "mean_seconds": seconds / done if done else 0.0,
+            "p50_seconds": self.latency.quantile(0.5),
+            "p99_seconds": self.latency.quantile(0.99),
+            "mean_batch_size": self.computed / self.passes if self.passes else 0.0,
+            "tokens_per_second": self.tokens / seconds if seconds else 0.0,
+        }
+
+    def _samples(self) -> dict[str, Sample]:
+        with self._lock:
+            values = self._values() | {"seconds": deepcopy(self.latency)}
+        return {f"ragopt_embedder_{name}": value for name, value in values.items()}
