@@ -235,8 +235,8 @@ def assert_runs(code: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"engine": "onnx", "device": "cuda"}, "float32 on cuda"),
-        ({"engine": "onnx", "precision": "float16"}, "float16 on auto"),
+        ({"engine": "onnx", "device": "cuda"}, "device='cuda'"),
+        ({"engine": "onnx", "precision": "float16"}, "precision='float16'"),
         ({"engine": "torch", "precision": "int8"}, "does not compute in int8"),
         ({"engine": "magic"}, "no engine"),
         ({"precision": "float8"}, "no precision"),

@@ -199,7 +199,7 @@ def check_choice(engine: str, engines: Sequence[str], device: str, precision: st
         )
     if engine == "onnx" and (device not in ("auto", "cpu") or precision in ("float16", "bfloat16")):
         raise InvalidInput(
-            f"The engine 'onnx' does not compute in {precision} on {device}.",
+            f"device={device!r} and precision={precision!r} were given for the engine 'onnx'.",
             fix="It runs on the CPU, in float32 or int8. Use engine='torch' for the rest.",
         )
     if engine != "onnx" and precision == "int8":
