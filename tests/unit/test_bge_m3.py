@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,18 +234,15 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_64_threads_ask_first_and_one_loads(folder: Path, loads: list[str]) -> None:
     embedders = [BGEM3Embedder(folder, device="cpu") for _ in range(4)]
-    found: list[EmbeddingBatch] = []
+    start = threading.Barrier(64)
 
-    def ask(number: int) -> None:
-        found.append(embedders[number % 4].embed(["a text"]))
+    def ask(number: int) -> EmbeddingBatch:
+        start.wait()
+        return embedders[number % 4].embed(["a text"])
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(64)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(64) as pool:
+        assert len(list(pool.map(ask, range(64)))) == 64
     assert len(loads) == 1
-    assert len(found) == 64
     (model,) = MODELS.loaded()
     assert model.users == 4
 

@@ -12,6 +12,7 @@ import termios
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,19 +167,14 @@ def test_progress_goes_to_a_function(hub: Hub, files: dict[str, bytes]) -> None:
 def test_64_threads_ask_first_and_one_fetches(hub: Hub, files: dict[str, bytes]) -> None:
     hub.add(NAME, files)
     models = [embedder() for _ in range(4)]
-    found: list[Any] = []
     start = threading.Barrier(64)
 
-    def ask(number: int) -> None:
+    def ask(number: int) -> Any:
         start.wait()
-        found.append(dense(models[number % 4]))
+        return dense(models[number % 4])
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(64)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(found) == 64
+    with ThreadPoolExecutor(64) as pool:
+        assert len(list(pool.map(ask, range(64)))) == 64
     assert Counter(hub.fetched()) == Counter(SMALL | LARGE)
 
 

@@ -62,6 +62,16 @@ def test_the_revision_follows_the_files(folder: Path) -> None:
     assert TransformersEmbedder(folder).spec.revision != first
 
 
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "vocab.txt"])
+def test_the_revision_follows_each_part(folder: Path, name: str) -> None:
+    part = folder / name
+    part.unlink(missing_ok=True)
+    part.write_bytes(b"one")
+    first = TransformersEmbedder(folder).spec.revision
+    part.write_bytes(b"two")
+    assert TransformersEmbedder(folder).spec.revision != first
+
+
 def test_pooling_from_the_files_and_by_hand(folder: Path) -> None:
     stated = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(stated))

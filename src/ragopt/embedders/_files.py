@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 from ragopt._imports import require
 from ragopt.embedders import hub
 from ragopt.embedders._progress import download_bar
-from ragopt.embedders.hub_cache import VOCABULARIES, is_whole
+from ragopt.embedders.hub_cache import VOCABULARIES, WEIGHTS, is_whole
 from ragopt.embedders.sharing import SharedModels
 from ragopt.errors import InvalidInput, StorageError
 
 T = TypeVar("T")
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -147,8 +146,8 @@ class ModelFiles:
     def fingerprint(self, others: Iterable[str] = ()) -> str | None:
         """Return the commit of a model from the hub, or a fingerprint of a local folder.
 
-        Of the weights, the size and 16 samples are hashed: a fine-tuned copy differs in all of
-        them, and reading a file of gigabytes at every start would cost more than it tells.
+        Of each file of weights, the size and 16 samples are hashed: a fine-tuned copy differs in
+        all of them, and reading gigabytes at every start would cost more than it tells.
 
         Args:
             others: More files that the vectors depend on.
@@ -157,13 +156,14 @@ class ModelFiles:
             self.find("config.json")
             return self._commit
         digest = blake2b(digest_size=16)
-        for name in ("config.json", "tokenizer.json", "1_Pooling/config.json"):
+        for name in ("config.json", *VOCABULARIES, "1_Pooling/config.json"):
             if (path := self.find(name)) is not None:
                 digest.update(path.read_bytes())
-        for name in (*_WEIGHTS, *others):
-            if (path := self.find(name)) is not None:
+        patterns = (*(name for names in WEIGHTS for name in names), *others)
+        for pattern in patterns:
+            for path in sorted(self.folder.glob(pattern)):
                 size = path.stat().st_size
-                digest.update(f"{name}:{size}:".encode())
+                digest.update(f"{path.name}:{size}:".encode())
                 with path.open("rb") as file:
                     for sample in range(_SAMPLES):
                         file.seek(size * sample // _SAMPLES)

@@ -57,20 +57,25 @@ class _Builder:
     def __init__(self, heads: int, int8: bool) -> None:
         self._onnx = require("onnx", "onnx")
         self._heads = heads
+        self._int8 = int8
         self._linear = self._linear_in_int8 if int8 else self._linear_in_float32
         self._nodes: list[Any] = []
         self._within: list[Any] = []
-        self._known: set[str] = set()
         self._weights: dict[str, NDArray[Any]] = {}
 
     def build(self, layers: Sequence[Any]) -> Graph:
         helper, types = self._onnx.helper, self._onnx.TensorProto
         hidden = layers[0].output.dense.weight.shape[0]
         states = "states"
-        self._constant("last", np.array([-1]))
         self._constant("first", np.array([0]))
         self._constant("flat", np.array([-1, hidden]))
         self._constant("width", np.full(3, hidden))
+        if self._int8:
+            self._constant("last", np.array([-1]))
+            self._constant("one", np.float32(1))
+            self._constant("zero", np.uint8(128))
+            self._constant("tiny", np.float32(1e-12))
+            self._constant("step", np.float32(1 / _STATE_STEPS))
         self._node("Squeeze", [self._node("Shape", ["begins"], "size", end=1)], "runs")
         for number, layer in enumerate(layers):
             states = self._layer(f"layer{number}", layer, states)
@@ -183,9 +188,9 @@ class _Builder:
             [
                 quantized,
                 self._weight(f"{name}.weight", np.ascontiguousarray(steps.T)),
-                self._constant("one", np.float32(1)),
+                "one",
                 self._constant(f"{name}.scales", scales.astype(np.float32)),
-                self._constant("zero", np.uint8(128)),
+                "zero",
             ],
             f"{name}.product",
             _MICROSOFT,
@@ -196,11 +201,9 @@ class _Builder:
         """Add the states in 8 bits around 128, and the scale of each, shape ``(tokens, 1)``."""
         highest = self._node("ReduceMax", [states, "last"], f"{name}.highest", keepdims=1)
         lowest = self._node("ReduceMin", [states, "last"], f"{name}.lowest", keepdims=1)
-        tiny = self._constant("tiny", np.float32(1e-12))
         upwards = self._node("Neg", [lowest], f"{name}.upwards")
-        most = self._node("Max", [highest, upwards, tiny], f"{name}.most")
-        step = self._constant("step", np.float32(1 / _STATE_STEPS))
-        scale = self._node("Mul", [most, step], f"{name}.scale")
+        most = self._node("Max", [highest, upwards, "tiny"], f"{name}.most")
+        scale = self._node("Mul", [most, "step"], f"{name}.scale")
         flat = self._node("Squeeze", [scale, "last"], f"{name}.flat")
         count = self._node("Shape", [states], f"{name}.count", start=0, end=1)
         middle = self._onnx.helper.make_tensor("middle", self._onnx.TensorProto.UINT8, [1], [128])
@@ -222,9 +225,7 @@ class _Builder:
         return self._constant(f"{name}.bias", biases)
 
     def _constant(self, name: str, value: Any) -> str:
-        if name not in self._known:
-            self._known.add(name)
-            self._within.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
+        self._within.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def _weight(self, name: str, value: NDArray[Any]) -> str:

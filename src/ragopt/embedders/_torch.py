@@ -37,14 +37,13 @@ class TorchModel:
 
     Args:
         files: Where the weights are.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; see ``device_and_precision``.
         precision: Of the weights and of the computation.
         runtime: What computes the layers.
 
     Raises:
         StorageError: The files cannot be read.
-        InvalidInput: PyTorch knows no such device, or it is not there; ONNX Runtime cannot run
-            such a model.
+        InvalidInput: ONNX Runtime cannot run such a model.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class TorchModel:
         runtime: Runtime = "torch",
     ) -> None:
         torch = self.torch = require("torch", "transformers")
-        self.device = check_device(torch, device)
+        self.device = device
         self.tokenizer = files.tokenizer()
         dtype = torch.float32 if precision == "int8" else getattr(torch, precision)
         load = partial(_load, files, dtype)
