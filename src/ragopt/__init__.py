@@ -23,6 +23,7 @@ _EXPORTS = {
     "F": "ragopt.filters",
     "FaissIndex": "ragopt.indexes.faiss",
     "Filter": "ragopt.filters",
+    "Fusion": "ragopt.fusion",
     "HashingEmbedder": "ragopt.embedders.hashing",
     "Freshness": "ragopt.cache.freshness",
     "Hit": "ragopt.types",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from ragopt.filters import F as F
     from ragopt.filters import Filter as Filter
     from ragopt.filters import Ids as Ids
+    from ragopt.fusion import Fusion as Fusion
     from ragopt.indexes.faiss import FaissIndex as FaissIndex
     from ragopt.indexes.memory import MemoryIndex as MemoryIndex
     from ragopt.indexes.pgvector import PgvectorIndex as PgvectorIndex

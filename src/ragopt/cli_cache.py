@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ragopt._readable import size
+from ragopt._redis.url import read_url
 from ragopt.cache import contents
 from ragopt.cache.contents import Choice, Group
 from ragopt.cache.lineage import Lineage
 from ragopt.cache.tiers import TieredCache
 from ragopt.errors import InvalidInput, StorageError
-from ragopt.stores._redis_url import read_url
 from ragopt.stores.redis import RedisServerStats, RedisStore
 from ragopt.stores.sqlite import SqliteStore
 

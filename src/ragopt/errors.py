@@ -53,5 +53,9 @@ class BackendUnavailable(StorageError, ConnectionError):
     """A server could not be reached, or did not answer in time."""
 
 
+class PruningWarning(UserWarning):
+    """Entries of a sparse vector were left out, so that a database takes it."""
+
+
 class OutOfMemory(RagoptError, MemoryError):
     """Not even the smallest part of the work fits into memory."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from ragopt.fusion import By
 from ragopt.types import (
     DENSE,
     EmbedderSpec,
@@ -294,15 +295,18 @@ class VectorIndex(Protocol):
         query: Embedding,
         /,
         *,
-        k: int = 10,
+        k: int | None = 10,
         where: Filter | None = None,
         min_score: float | None = None,
         embeddings: bool = False,
+        by: By = "dense",
     ) -> list[Hit]:
         """Return the ``k`` best records that match ``where``, best first.
 
         The filter applies inside the search: ``k`` records come back when ``k`` match.
-        ``min_score`` leaves out hits below it; ``embeddings`` adds the vectors to the hits.
+        ``min_score`` leaves out hits below it; with ``k=None`` all others come back.
+        ``embeddings`` adds the vectors to the hits. ``by`` is ``"dense"``, ``"sparse"``
+        (inner products above 0) or a ``Fusion`` of both; the query carries what that needs.
         """
         ...
 
@@ -311,10 +315,11 @@ class VectorIndex(Protocol):
         query: Embedding,
         /,
         *,
-        k: int = 10,
+        k: int | None = 10,
         where: Filter | None = None,
         min_score: float | None = None,
         embeddings: bool = False,
+        by: By = "dense",
     ) -> list[Hit]: ...
 
     def search_batch(
@@ -322,10 +327,11 @@ class VectorIndex(Protocol):
         queries: EmbeddingBatch,
         /,
         *,
-        k: int = 10,
+        k: int | None = 10,
         where: Filter | None = None,
         min_score: float | None = None,
         embeddings: bool = False,
+        by: By = "dense",
     ) -> list[list[Hit]]:
         """Search for several queries at once; one list of hits for each."""
         ...
@@ -335,10 +341,11 @@ class VectorIndex(Protocol):
         queries: EmbeddingBatch,
         /,
         *,
-        k: int = 10,
+        k: int | None = 10,
         where: Filter | None = None,
         min_score: float | None = None,
         embeddings: bool = False,
+        by: By = "dense",
     ) -> list[list[Hit]]: ...
 
     def close(self) -> None:

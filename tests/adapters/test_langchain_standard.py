@@ -20,7 +20,6 @@ from langchain_tests.integration_tests import (
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from ragopt import HashingEmbedder, MemoryIndex, MemoryStore, RedisStore, SqliteStore, TieredCache
-from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.keys import namespace_prefix
 from ragopt.langchain import (
     CachedEmbeddings,
@@ -29,6 +28,7 @@ from ragopt.langchain import (
     FaissVectorStore,
     IndexVectorStore,
     LLMCache,
+    PGVectorStore,
 )
 from ragopt.protocols import KVStore
 
@@ -72,13 +72,15 @@ class TestMemoryIndex(VectorStoreIntegrationTests):
         return IndexVectorStore(MemoryIndex(), self.get_embeddings())
 
 
-class TestPgvectorIndex(VectorStoreIntegrationTests):
+class TestPGVectorStore(VectorStoreIntegrationTests):
     @pytest.fixture
     async def vectorstore(self, postgres_dsn: str) -> Any:
-        index = PgvectorIndex(postgres_dsn, f"t_{secrets.token_hex(8)}")
-        yield IndexVectorStore(index, self.get_embeddings())
-        await index.aclose()
-        index.close()
+        store = PGVectorStore(
+            self.get_embeddings(), connection=postgres_dsn, table_name=f"t_{secrets.token_hex(8)}"
+        )
+        yield store
+        await store.index.aclose()
+        store.index.close()
 
 
 class TestCachedEmbeddingsUnit(EmbeddingsUnitTests):

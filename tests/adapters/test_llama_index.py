@@ -1,5 +1,7 @@
 """LlamaIndex ships no conformance suite: this is ours."""
 
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from ragopt.llama_index import (
     EmbedderEmbedding,
     FaissVectorStore,
     IndexVectorStore,
+    PGVectorStore,
 )
 from ragopt.testing.faces import BothColours, Face
 
@@ -69,16 +72,24 @@ NODES = [
 class Colour(BothColours):
     """The stores, in both colours."""
 
-    @pytest.fixture(params=["flat", "hnsw", "memory"])
-    def raw(self, request: pytest.FixtureRequest) -> IndexVectorStore:
+    @pytest.fixture(params=["flat", "hnsw", "memory", "pgvector"])
+    def raw(self, request: pytest.FixtureRequest) -> Iterator[IndexVectorStore]:
+        made: IndexVectorStore
         if request.param == "memory":
-            return IndexVectorStore(MemoryIndex())
-        return FaissVectorStore(kind=request.param)
+            made = IndexVectorStore(MemoryIndex())
+        elif request.param == "pgvector":
+            dsn, table = request.getfixturevalue("postgres_dsn"), f"t_{secrets.token_hex(8)}"
+            made = PGVectorStore(connection_string=dsn, table_name=table)
+        else:
+            made = FaissVectorStore(kind=request.param)
+        yield made
+        made.client.close()
 
     @pytest.fixture
-    def store(self, raw: IndexVectorStore, face: Face) -> Any:
+    def store(self, raw: IndexVectorStore, face: Face) -> Iterator[Any]:
         raw.add(NODES)
-        return face(raw)
+        yield face(raw)
+        face(raw.client).close()
 
 
 def query(**options: Any) -> VectorStoreQuery:
@@ -165,7 +176,7 @@ class TestQueries(Colour):
 
     @pytest.mark.parametrize(
         "mode",
-        [m for m in VectorStoreQueryMode if m.value not in ("default", "mmr")],
+        [m for m in VectorStoreQueryMode if m.value not in ("default", "mmr", "sparse", "hybrid")],
     )
     def test_other_modes_are_refused(self, store: Any, mode: VectorStoreQueryMode) -> None:
         with pytest.raises(InvalidInput, match=f"does not support the query mode '{mode.value}'"):
@@ -214,6 +225,7 @@ class TestWriting(Colour):
 
     async def test_async_add_returns_ids_in_order(self, raw: IndexVectorStore) -> None:
         assert await raw.async_add(NODES[::-1]) == ["d", "c", "b", "a"]
+        await raw.client.aclose()
 
 
 ROUND_TRIPS: list[BaseNode] = [

@@ -189,16 +189,16 @@ class TestTheSchema:
         assert index.count() == 1
         index.clear()
 
-    def test_too_long_vectors_are_refused_before_anything_is_made(self, make: Make) -> None:
-        with pytest.raises(InvalidInput, match="at most 2000 dimensions, not 2001"):
-            make().add(batch(["a"], np.ones((1, 2001))))
-        index = make(index="none")
-        index.add(batch(["a"], np.ones((1, 2001))))
-        assert index.count() == 1
-
     @pytest.mark.parametrize(
         "options",
-        [{"m": 1}, {"m": 101}, {"ef_construction": 8}, {"ef_search": 0}, {"index": "ivf"}],
+        [
+            {"m": 1},
+            {"m": 101},
+            {"ef_construction": 8},
+            {"ef_search": 0},
+            {"index": "ivf"},
+            {"sparse_index": "ivf"},
+        ],
     )
     def test_options_out_of_range_are_refused(
         self, postgres_dsn: str, options: dict[str, Any]

@@ -15,10 +15,10 @@ from ragopt import SparseVector
 from ragopt.embedders.sparse import (
     PGVECTOR_INDEXED,
     PGVECTOR_STORED,
-    PruningWarning,
     from_pgvector,
     to_pgvector,
 )
+from ragopt.errors import PruningWarning
 
 VOCABULARY = 250_002
 

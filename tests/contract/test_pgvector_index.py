@@ -4,7 +4,7 @@ import pytest
 
 from ragopt import Metric
 from ragopt.indexes.pgvector import PgvectorIndex
-from ragopt.testing import VectorIndexContract
+from ragopt.testing import SparseIndexContract, VectorIndexContract
 
 
 class Database(VectorIndexContract):
@@ -25,3 +25,30 @@ class TestHnsw(Database):
 
     def make_index(self, metric: Metric) -> PgvectorIndex:
         return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", metric=metric)
+
+
+class TestHalfPrecision(Database):
+    recall = 0.95
+
+    def make_index(self, metric: Metric) -> PgvectorIndex:
+        name = f"t_{secrets.token_hex(8)}"
+        return PgvectorIndex(self.dsn, name, metric=metric, precision="float16")
+
+
+class Sparse(SparseIndexContract):
+    @pytest.fixture(autouse=True)
+    def _dsn(self, postgres_dsn: str) -> None:
+        self.dsn = postgres_dsn
+
+
+class TestSparse(Sparse):
+    def make_index(self) -> PgvectorIndex:
+        return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", index="none")
+
+
+class TestSparseHnsw(Sparse):
+    recall = 0.95
+
+    def make_index(self) -> PgvectorIndex:
+        name = f"t_{secrets.token_hex(8)}"
+        return PgvectorIndex(self.dsn, name, index="none", sparse_index="hnsw")

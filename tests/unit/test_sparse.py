@@ -15,7 +15,6 @@ from ragopt import CachedEmbedder, HashingEmbedder, SparseVector
 from ragopt.embedders.sparse import (
     PGVECTOR_INDEXED,
     PGVECTOR_STORED,
-    PruningWarning,
     SparseEncoder,
     from_csr,
     from_lists,
@@ -25,7 +24,7 @@ from ragopt.embedders.sparse import (
     to_lists,
     to_pgvector,
 )
-from ragopt.errors import InvalidInput
+from ragopt.errors import InvalidInput, PruningWarning
 
 scipy_sparse: Any = import_module("scipy.sparse")
 

@@ -22,6 +22,7 @@ from ragopt.types import (
 )
 
 _WORD = re.compile(r"\w+")
+_TERMS = 1_000_000_000  # the most that a sparse column of pgvector takes
 
 
 class HashingEmbedder(BaseEmbedder):
@@ -46,7 +47,7 @@ class HashingEmbedder(BaseEmbedder):
     def spec(self) -> EmbedderSpec:
         """What the vectors depend on."""
         return EmbedderSpec(
-            "ragopt/hashing", revision="1", dimension=self._dimension, outputs=frozenset(OUTPUTS)
+            "ragopt/hashing", revision="2", dimension=self._dimension, outputs=frozenset(OUTPUTS)
         )
 
     async def _embed(
@@ -93,7 +94,7 @@ def _unit(vector: Dense) -> Dense:
 def _weights(words: list[str]) -> SparseVector:
     counts: dict[int, float] = {}
     for word in words:
-        term = _hash(word) >> 33
+        term = _hash(word) % _TERMS
         counts[term] = counts.get(term, 0.0) + 1.0
     return SparseVector.from_dict({term: 1 + log(count) for term, count in counts.items()})
 

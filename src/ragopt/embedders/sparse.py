@@ -12,7 +12,7 @@ import numpy as np
 from ragopt._imports import require
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.errors import InvalidInput
+from ragopt.errors import InvalidInput, PruningWarning
 from ragopt.protocols import Embedder
 from ragopt.types import Output, Role, SparseVector
 
@@ -26,10 +26,6 @@ PGVECTOR_INDEXED = 1_000
 
 _PGVECTOR_DIMENSIONS = 1_000_000_000
 _SPARSE: tuple[Output, ...] = ("sparse",)
-
-
-class PruningWarning(UserWarning):
-    """Entries of a sparse vector were left out, so that a database takes it."""
 
 
 class SparseEncoder(Generic[T]):

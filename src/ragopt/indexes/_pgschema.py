@@ -6,16 +6,19 @@ import secrets
 from typing import Any
 
 from ragopt.errors import DimensionMismatch, InvalidInput, StorageError
+from ragopt.indexes._pgvectors import (
+    DENSE_TYPES,
+    HALFVEC,
+    SPARSE_DIMENSION,
+    VECTOR,
+    DenseType,
+    operator_class,
+)
 from ragopt.indexes._postgres import quoted
 from ragopt.types import Metric
 
 _META = "ragopt_index"  # one row for each index of a schema
-DIMENSIONS = {"hnsw": 2_000, "none": 16_000}  # pgvector's bounds
-_OPERATOR_CLASSES = {
-    Metric.COSINE: "vector_cosine_ops",
-    Metric.IP: "vector_ip_ops",
-    Metric.L2: "vector_l2_ops",
-}
+_SPARSE = f"sparse sparsevec({SPARSE_DIMENSION})"
 
 
 class Schema:
@@ -25,13 +28,25 @@ class Schema:
         schema: The schema of both tables; it must exist.
         name: Name of the table.
         metric: How vectors are compared.
-        index: ``"hnsw"`` or ``"none"``.
+        index: ``"hnsw"`` or ``"none"``, for the dense vectors.
+        sparse_index: The same for the sparse vectors.
+        precision: ``"float32"`` or ``"float16"``; None for what the table has, or for what the
+            index takes.
         m: Links of a node of the HNSW graph.
         ef_construction: Candidates while the graph is built.
     """
 
     def __init__(
-        self, schema: str, name: str, *, metric: Metric, index: str, m: int, ef_construction: int
+        self,
+        schema: str,
+        name: str,
+        *,
+        metric: Metric,
+        index: str,
+        sparse_index: str,
+        precision: str | None,
+        m: int,
+        ef_construction: int,
     ) -> None:
         self.name = name
         self.table = f"{quoted(schema)}.{quoted(name)}"
@@ -39,7 +54,9 @@ class Schema:
         self._schema = schema
         self._metric = metric
         self._index = index
-        self._operator_class = _OPERATOR_CLASSES[metric]
+        self._sparse_index = sparse_index
+        self._precision = precision
+        self.dense = DENSE_TYPES[precision or "float32"]
         self._graph = f"WITH (m = {m:d}, ef_construction = {ef_construction:d})"
 
     async def open(self, connection: Any, dimension: int | None) -> int | None:
@@ -54,18 +71,42 @@ class Schema:
             known = await self._read_meta(connection)
         self._agree(known, dimension)
         found: int | None = known["dimension"]
+        if found is not None:
+            await self._fit(connection)
         return found
+
+    async def _fit(self, connection: Any) -> None:
+        """Take the type of the dense vectors from the table; give an older one what it lacks."""
+        types = await self._column_types(connection)
+        if "sparse" not in types:
+            await connection.execute(f"ALTER TABLE {self.table} ADD COLUMN IF NOT EXISTS {_SPARSE}")
+        self.dense = HALFVEC if types["embedding"] == HALFVEC.name else VECTOR
+        if self._precision and self.dense is not DENSE_TYPES[self._precision]:
+            raise InvalidInput(
+                f"The vectors of the table {self.name!r} are of the type {self.dense.name}, and "
+                f"precision={self._precision!r} was given.",
+                fix="Leave precision out, or name another table.",
+            )
+
+    async def _column_types(self, connection: Any) -> dict[str, str]:
+        rows = await connection.fetch(
+            "SELECT attname, typname FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid "
+            "JOIN pg_class ON pg_class.oid = attrelid "
+            "JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+            "WHERE nspname = $1 AND relname = $2 AND attnum > 0 AND NOT attisdropped",
+            self._schema, self.name,
+        )  # fmt: skip
+        if not rows:
+            raise StorageError(
+                f"The table {self.name!r} is gone, though it is known as an index.",
+                fix="Call drop(), which forgets it, and add the records again.",
+            )
+        return {row["attname"]: row["typname"] for row in rows}
 
     async def create(self, connection: Any, dimension: int | None) -> None:
         """Make what is missing, inside a transaction; any number of processes may try at once."""
-        most = DIMENSIONS[self._index]
-        if dimension is not None and dimension > most:
-            raise InvalidInput(
-                f"A table with index={self._index!r} takes vectors of at most {most} dimensions, "
-                f"not {dimension}. Nothing was stored.",
-                fix=f'Use index="none", which takes {DIMENSIONS["none"]}, or a model with '
-                "shorter vectors.",
-            )
+        if dimension is not None:
+            self.dense = self._type_for(dimension)
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", self.meta)
         known = await self._read_meta(connection)
         if known is None:
@@ -76,19 +117,38 @@ class Schema:
                 return
         if dimension is None:
             return
+        kind = self.dense.name
         await connection.execute(
-            f"CREATE TABLE {self.table} (id text PRIMARY KEY, text text NOT NULL, "
-            f"metadata jsonb NOT NULL, document_id text, embedding vector({dimension:d}) NOT NULL, "
+            f"CREATE TABLE {self.table} (id text PRIMARY KEY, text text NOT NULL, metadata jsonb "
+            f"NOT NULL, document_id text, embedding {kind}({dimension:d}) NOT NULL, {_SPARSE}, "
             "seq bigint GENERATED BY DEFAULT AS IDENTITY)"
         )
         await connection.execute(f"CREATE INDEX ON {self.table} (document_id)")
-        if self._index == "hnsw":
-            await connection.execute(
-                f"CREATE INDEX ON {self.table} "
-                f"USING hnsw (embedding {self._operator_class}) {self._graph}"
-            )
+        for column, index, operators in (
+            ("embedding", self._index, operator_class(kind, self._metric)),
+            ("sparse", self._sparse_index, operator_class("sparsevec", Metric.IP)),
+        ):
+            if index == "hnsw":
+                await connection.execute(
+                    f"CREATE INDEX ON {self.table} USING hnsw ({column} {operators}) {self._graph}"
+                )
         await connection.execute(
             f"UPDATE {self.meta} SET dimension = $2 WHERE name = $1", self.name, dimension
+        )
+
+    def _type_for(self, dimension: int) -> DenseType:
+        """Return the type of the vectors of a new table."""
+        wanted = [DENSE_TYPES[self._precision]] if self._precision else [VECTOR, HALFVEC]
+        limits = [kind.indexed if self._index == "hnsw" else kind.stored for kind in wanted]
+        for kind, most in zip(wanted, limits, strict=True):
+            if dimension <= most:
+                return kind
+        raise InvalidInput(
+            f"A table with index={self._index!r} takes vectors of at most {max(limits):,} "
+            f"dimensions{f' in {self._precision}' if self._precision else ''}, not {dimension:,}. "
+            "Nothing was stored.",
+            fix=f'Use index="none", which takes {VECTOR.stored:,}, or a model with shorter '
+            "vectors.",
         )
 
     async def _register(self, connection: Any) -> None:

@@ -167,9 +167,10 @@ async def _prepare(connection: Any) -> None:
             fix="As its owner, run: CREATE EXTENSION vector; or, if it is there: "
             "ALTER EXTENSION vector UPDATE;",
         )
-    await connection.set_type_codec(
-        "vector", schema=extension["nspname"], encoder=bytes, decoder=bytes, format="binary"
-    )
+    for name in ("vector", "halfvec", "sparsevec"):
+        await connection.set_type_codec(
+            name, schema=extension["nspname"], encoder=bytes, decoder=bytes, format="binary"
+        )
 
 
 async def _leave_as_it_is(connection: Any) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ragopt.codecs import decode_sparse, encode_sparse
 from ragopt.errors import CorruptData
 from ragopt.filters import And, Filter, Ids, compile_filter
-from ragopt.types import RecordBatch
+from ragopt.indexes._postings import Postings
+from ragopt.types import RecordBatch, SparseVector
 
 Rows = NDArray[np.int64]
 
@@ -26,6 +28,8 @@ class RecordTable:
         self.texts: list[str] = []
         self.metadatas: list[dict[str, Any]] = []
         self.document_ids: list[str | None] = []
+        self.sparse: list[bytes | None] = []  # encoded, which is smaller than the objects
+        self.postings = Postings()
         self.row_of: dict[str, int] = {}
         self._alive = np.zeros(1024, dtype=bool)
 
@@ -55,6 +59,9 @@ class RecordTable:
         self.texts.extend(batch.texts)
         self.metadatas.extend(batch.metadatas)  # type: ignore[arg-type]
         self.document_ids.extend(batch.document_ids or [])
+        vectors = batch.embeddings.sparse
+        self.sparse.extend([None] * size if vectors is None else map(encode_sparse, vectors))
+        self.postings.append(start, vectors or [])
         self._forget(replaced)
         self._alive[start : start + size] = True
         self.row_of.update(zip(batch.ids, range(start, start + size), strict=True))
@@ -75,6 +82,11 @@ class RecordTable:
             rows = [row for row in rows if match(ids[row], documents[row], metadatas[row])]
         return np.asarray(rows, dtype=np.int64)
 
+    def sparse_vector(self, row: int) -> SparseVector | None:
+        """Return the sparse vector of a row, if it has one."""
+        encoded = self.sparse[row]
+        return None if encoded is None else decode_sparse(encoded)
+
     def remove(self, rows: Rows) -> None:
         """Turn rows into gaps."""
         for row in rows.tolist():
@@ -84,7 +96,8 @@ class RecordTable:
     def _forget(self, rows: list[int]) -> None:
         for row in rows:
             # What was removed must not stay in memory, let alone be found in a dump of it.
-            self.texts[row], self.metadatas[row], self.document_ids[row] = "", {}, None
+            self.texts[row], self.metadatas[row] = "", {}
+            self.document_ids[row] = self.sparse[row] = None
         self._alive[rows] = False
 
     def pack(self) -> Rows:
@@ -103,6 +116,7 @@ class RecordTable:
             "texts": self.texts,
             "metadatas": self.metadatas,
             "document_ids": self.document_ids,
+            "sparse": self.sparse,
         }
 
     @classmethod
@@ -116,6 +130,9 @@ class RecordTable:
         table.ids, table.texts = columns["ids"], columns["texts"]
         table.metadatas, table.document_ids = columns["metadatas"], columns["document_ids"]
         size = len(table.ids)
+        # Indexes that were saved before there were sparse vectors have no such column.
+        table.sparse = columns.setdefault("sparse", [None] * size)
+        table.postings.append(0, [table.sparse_vector(row) for row in range(len(table.sparse))])
         table.row_of = dict(zip(table.ids, range(size), strict=True))
         if {len(column) for column in columns.values()} != {size} or len(table.row_of) != size:
             raise CorruptData(

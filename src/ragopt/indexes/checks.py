@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ragopt.codecs import decode_value, encode_value
 from ragopt.errors import InvalidInput
-from ragopt.types import RecordBatch
+from ragopt.types import EmbeddingBatch, RecordBatch, SparseVector
 
 
 def check_columns(records: RecordBatch) -> None:
@@ -33,6 +35,25 @@ def check_columns(records: RecordBatch) -> None:
                     f"The {name} in row {row} is {value!r}. Nothing was stored.",
                     fix=f"Every {name} is a string{' that is not empty' if name == 'id' else ''}.",
                 )
+
+
+def check_sparse(
+    batch: EmbeddingBatch, what: str, ids: Sequence[str] | None = None
+) -> Sequence[SparseVector]:
+    """Return the sparse vectors of a batch, or raise InvalidInput if they cannot be used."""
+    if batch.sparse is None:
+        raise InvalidInput(
+            f"A {what} came without a sparse vector.",
+            fix='Embed it with outputs that include "sparse".',
+        )
+    for row, vector in enumerate(batch.sparse):
+        if not np.isfinite(vector.values).all():
+            name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"
+            raise InvalidInput(
+                f"The sparse vector of {name} holds NaN or infinity. Nothing was changed.",
+                fix="Check the text and the model; leave the record out or embed it again.",
+            )
+    return batch.sparse
 
 
 _TEXT = frozenset({str})

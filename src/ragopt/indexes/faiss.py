@@ -88,7 +88,7 @@ class FaissIndex(LocalIndex):
         exact = self._index
         if self._kind == "hnsw":
             exact = self._faiss.downcast_index(self._index.storage)
-        few = rows is not None and len(rows) < max(k, _EXACT_BELOW * len(self._table))
+        few = rows is not None and len(rows) <= max(k, _EXACT_BELOW * len(self._table))
         if self._kind == "flat" or few:
             distances, found = self._run(exact, queries, k, rows)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from ragopt.filters import Filter, Ids
 from ragopt.indexes._lock import ReadWriteLock
 from ragopt.indexes._table import RecordTable, Rows, copied
 from ragopt.indexes.base import BaseVectorIndex
-from ragopt.indexes.scores import relevance, unit
-from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch
+from ragopt.indexes.scores import relevance, sparse_relevance, unit
+from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch, SparseVector
 
 _PACK_ABOVE = 256  # gaps that are not worth packing
 
@@ -76,12 +76,23 @@ class LocalIndex(BaseVectorIndex):
         self,
         io: Runtime,
         queries: Dense,
-        k: int,
+        k: int | None,
         where: Filter | None,
         min_score: float | None,
         embeddings: bool,
     ) -> list[list[Hit]]:
         return await io.cpu(self._search_now, queries, k, where, min_score, embeddings)
+
+    async def _search_sparse(
+        self,
+        io: Runtime,
+        queries: Sequence[SparseVector],
+        k: int | None,
+        where: Filter | None,
+        min_score: float | None,
+        embeddings: bool,
+    ) -> list[list[Hit]]:
+        return await io.cpu(self._search_sparse_now, queries, k, where, min_score, embeddings)
 
     async def _close(self, io: Runtime) -> None:
         return None
@@ -109,7 +120,9 @@ class LocalIndex(BaseVectorIndex):
                     text=self._table.texts[row],
                     metadata=copied(self._table.metadatas[row]),
                     document_id=self._table.document_ids[row],
-                    embedding=Embedding(None if vectors is None else vectors[i]),
+                    embedding=Embedding()
+                    if vectors is None
+                    else Embedding(vectors[i], self._table.sparse_vector(row)),
                 )
                 for i, row in enumerate(rows.tolist())
             ]
@@ -135,7 +148,7 @@ class LocalIndex(BaseVectorIndex):
     def _search_now(
         self,
         queries: Dense,
-        k: int,
+        k: int | None,
         where: Filter | None,
         min_score: float | None,
         embeddings: bool,
@@ -143,40 +156,65 @@ class LocalIndex(BaseVectorIndex):
         if self._metric is Metric.COSINE:
             queries = unit(queries)
         with self._lock.read():
-            table = self._table
-            rows = table.select(where) if where is not None or table.gaps else None
-            k = min(k, len(table) if rows is None else len(rows))
+            rows = self._among(where)
+            most = len(self._table) if rows is None else len(rows)
+            k = most if k is None else min(k, most)
             if k == 0:
                 return [[] for _ in queries]
             scores, found = self._nearest(queries, k, rows)
-            vectors = self._vectors(found.ravel()) if embeddings else None
-            return self._hits(queries, scores, found, min_score, vectors)
+            return [
+                self._hits(relevance(self._metric, query), top, places, min_score, embeddings)
+                for query, top, places in zip(queries, scores, found, strict=True)
+            ]
+
+    def _search_sparse_now(
+        self,
+        queries: Sequence[SparseVector],
+        k: int | None,
+        where: Filter | None,
+        min_score: float | None,
+        embeddings: bool,
+    ) -> list[list[Hit]]:
+        with self._lock.read():
+            rows = self._among(where)
+            found = []
+            for query in queries:
+                scores = self._table.postings.scores(query, len(self._table))
+                touched = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
+                most = len(touched) if k is None else min(k, len(touched))
+                (top,), (places,) = best(scores[None, touched], most, touched)
+                relevant = sparse_relevance(query)
+                found.append(self._hits(relevant, top, places, min_score, embeddings))
+            return found
+
+    def _among(self, where: Filter | None) -> Rows | None:
+        """Return the rows to search; None for all of them, if there are no gaps."""
+        return self._table.select(where) if where is not None or self._table.gaps else None
 
     def _hits(
         self,
-        queries: Dense,
+        relevant: Callable[[float], float],
         scores: Dense,
         rows: Rows,
         min_score: float | None,
-        vectors: Dense | None,
-    ) -> list[list[Hit]]:
-        table, k = self._table, rows.shape[1]
-        relevant = [relevance(self._metric, query) for query in queries]
+        embeddings: bool,
+    ) -> list[Hit]:
+        table = self._table
+        vectors = self._vectors(rows) if embeddings and len(rows) else None
         return [
-            [
-                Hit(
-                    id=table.ids[row],
-                    score=score,
-                    relevance=relevant[number](score),
-                    text=table.texts[row],
-                    metadata=copied(table.metadatas[row]),
-                    document_id=table.document_ids[row],
-                    embedding=None if vectors is None else Embedding(vectors[number * k + rank]),
-                )
-                for rank, (score, row) in enumerate(zip(*columns, strict=True))
-                if min_score is None or score >= min_score
-            ]
-            for number, columns in enumerate(zip(scores.tolist(), rows.tolist(), strict=True))
+            Hit(
+                id=table.ids[row],
+                score=score,
+                relevance=relevant(score),
+                text=table.texts[row],
+                metadata=copied(table.metadatas[row]),
+                document_id=table.document_ids[row],
+                embedding=None
+                if vectors is None
+                else Embedding(vectors[rank], table.sparse_vector(row)),
+            )
+            for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True))
+            if min_score is None or score >= min_score
         ]
 
     def _changed(self) -> None:

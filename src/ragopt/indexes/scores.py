@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ragopt.types import Dense, Metric
+from ragopt.types import Dense, Metric, SparseVector
 
 
 def relevance(metric: Metric, query: Dense) -> Callable[[float], float]:
@@ -28,6 +28,16 @@ def relevance(metric: Metric, query: Dense) -> Callable[[float], float]:
     # A zero query has the score 0 with everything: by any scale, relevance is a half.
     square = 1.0 if metric is Metric.COSINE else float(query @ query) or 1.0
     return lambda score: min(max((1 + score / square) / 2, 0.0), 1.0)
+
+
+def sparse_relevance(query: SparseVector) -> Callable[[float], float]:
+    """Return what turns an inner product with a sparse query into relevance.
+
+    That is ``score / |query|²``, cut to [0, 1]: 1 for the query itself, and for what says the
+    same more strongly.
+    """
+    square = float(query.values @ query.values) or 1.0
+    return lambda score: min(max(score / square, 0.0), 1.0)
 
 
 def unit(vectors: Dense) -> Dense:

@@ -4,6 +4,7 @@ from ragopt._imports import require
 
 require("langchain_core", "langchain")
 
+from ragopt.langchain.backends import FaissVectorStore, PGVectorStore  # noqa: E402
 from ragopt.langchain.bge_m3 import BGEM3Embeddings  # noqa: E402
 from ragopt.langchain.caches import LLMCache  # noqa: E402
 from ragopt.langchain.chains import CachedChain  # noqa: E402
@@ -12,7 +13,7 @@ from ragopt.langchain.models import CachedChatModel  # noqa: E402
 from ragopt.langchain.retrievers import CachedRetriever  # noqa: E402
 from ragopt.langchain.splitters import CachedSplitter  # noqa: E402
 from ragopt.langchain.stores import CacheByteStore  # noqa: E402
-from ragopt.langchain.vectorstores import FaissVectorStore, IndexVectorStore  # noqa: E402
+from ragopt.langchain.vectorstores import IndexVectorStore  # noqa: E402
 
 __all__ = [
     "BGEM3Embeddings",
@@ -26,4 +27,5 @@ __all__ = [
     "FaissVectorStore",
     "IndexVectorStore",
     "LLMCache",
+    "PGVectorStore",
 ]

@@ -94,6 +94,7 @@ class CachedRetriever(BaseRetriever):
             settings = (
                 inner.search_type,
                 inner.search_kwargs,
+                inner.vectorstore.by,
                 (spec.model, spec.revision, spec.params),
             )
             encode(settings)  # raises for a filter that is a function

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from langchain_core.documents import Document
@@ -16,12 +15,12 @@ from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.errors import InvalidInput
 from ragopt.filters import And, Filter, Ids, to_filter
-from ragopt.indexes.faiss import FaissIndex
+from ragopt.fusion import By, check_outputs, vectors_for
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
 from ragopt.langchain.plain import document
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
-from ragopt.types import Dense, EmbeddingBatch, Hit, Metric, Record, RecordBatch
+from ragopt.types import Dense, EmbeddingBatch, Hit, Output, Record, RecordBatch
 
 AnyFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None
 Store = TypeVar("Store", bound="IndexVectorStore")
@@ -34,14 +33,27 @@ class IndexVectorStore(VectorStore):
     this process, a function of the metadata. Scores are similarities: higher is better.
     Relevance scores lie in [0, 1].
 
+    With an embedder of sparse vectors, such as a ``BGEM3Embedder``, a store may search by them, or
+    by both kinds: ``by=Fusion()`` for the store, or for one search
+    (``as_retriever(search_kwargs={"k": 5, "by": "sparse"})``). Searches by a vector are dense.
+
     Args:
         index: Where the records are.
         embedding: LangChain embeddings or a ragopt embedder.
+        by: How to search; it also says which vectors are stored, the dense ones always.
+
+    Raises:
+        InvalidInput: The embedder makes no vectors of the kind that ``by`` needs.
     """
 
-    def __init__(self, index: VectorIndex, embedding: Embeddings | Embedder) -> None:
+    def __init__(
+        self, index: VectorIndex, embedding: Embeddings | Embedder, *, by: By = "dense"
+    ) -> None:
         self.index = index
+        self.by = by
         self.embedder = as_embedder(embedding)
+        if by != "dense":  # a spec may read files, and dense vectors are what every embedder makes
+            check_outputs(self.embedder.spec, by)
         self._embeddings = (
             embedding if isinstance(embedding, Embeddings) else EmbedderEmbeddings(embedding)
         )
@@ -99,7 +111,13 @@ class IndexVectorStore(VectorStore):
                 f"{len(names)} ids came with {len(texts)} texts. Nothing was stored.",
                 fix="Pass one id for each text.",
             )
-        batch = await io.call(self.embedder.embed, self.embedder.aembed, texts, role="document")
+        batch = await io.call(
+            self.embedder.embed,
+            self.embedder.aembed,
+            texts,
+            role="document",
+            outputs=vectors_for(self.by) | {"dense"},
+        )
         records = RecordBatch(names, texts, batch, metadatas)
         return await io.call(self.index.add, self.index.aadd, records)
 
@@ -135,59 +153,73 @@ class IndexVectorStore(VectorStore):
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to the query."""
-        return [_document(hit) for hit in run(self._search(SYNC, query, k, filter))]
+        return [_document(hit) for hit in run(self._search(SYNC, query, k, filter, **kwargs))]
 
     async def asimilarity_search(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to the query."""
-        return [_document(hit) for hit in await self._search(ASYNC, query, k, filter)]
+        return [_document(hit) for hit in await self._search(ASYNC, query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and their similarities: higher is better."""
-        return [(_document(h), h.score) for h in run(self._search(SYNC, query, k, filter))]
+        return [
+            (_document(h), h.score) for h in run(self._search(SYNC, query, k, filter, **kwargs))
+        ]
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and their similarities: higher is better."""
-        return [(_document(h), h.score) for h in await self._search(ASYNC, query, k, filter)]
+        return [
+            (_document(h), h.score) for h in await self._search(ASYNC, query, k, filter, **kwargs)
+        ]
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [_document(hit) for hit in run(self._search(SYNC, embedding, k, filter))]
+        return [_document(hit) for hit in run(self._search(SYNC, embedding, k, filter, **kwargs))]
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [_document(hit) for hit in await self._search(ASYNC, embedding, k, filter)]
+        return [_document(hit) for hit in await self._search(ASYNC, embedding, k, filter, **kwargs)]
 
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the documents nearest to a vector and their similarities."""
-        return [(_document(h), h.score) for h in run(self._search(SYNC, embedding, k, filter))]
+        return [
+            (_document(h), h.score) for h in run(self._search(SYNC, embedding, k, filter, **kwargs))
+        ]
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the documents nearest to a vector and their similarities."""
-        return [(_document(h), h.score) for h in await self._search(ASYNC, embedding, k, filter)]
+        return [
+            (_document(h), h.score)
+            for h in await self._search(ASYNC, embedding, k, filter, **kwargs)
+        ]
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return [(_document(h), h.relevance) for h in run(self._search(SYNC, query, k, filter))]
+        return [
+            (_document(h), h.relevance) for h in run(self._search(SYNC, query, k, filter, **kwargs))
+        ]
 
     async def _asimilarity_search_with_relevance_scores(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return [(_document(h), h.relevance) for h in await self._search(ASYNC, query, k, filter)]
+        return [
+            (_document(h), h.relevance)
+            for h in await self._search(ASYNC, query, k, filter, **kwargs)
+        ]
 
     def max_marginal_relevance_search(
         self,
@@ -199,7 +231,7 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` nearest documents, near the query and not all alike."""
-        return run(self._mmr(SYNC, query, k, fetch_k, lambda_mult, filter))
+        return run(self._mmr(SYNC, query, k, fetch_k, lambda_mult, filter, **kwargs))
 
     async def amax_marginal_relevance_search(
         self,
@@ -211,7 +243,7 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return ``k`` of the ``fetch_k`` nearest documents, near the query and not all alike."""
-        return await self._mmr(ASYNC, query, k, fetch_k, lambda_mult, filter)
+        return await self._mmr(ASYNC, query, k, fetch_k, lambda_mult, filter, **kwargs)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -223,7 +255,7 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Do ``max_marginal_relevance_search`` for a vector."""
-        return run(self._mmr(SYNC, embedding, k, fetch_k, lambda_mult, filter))
+        return run(self._mmr(SYNC, embedding, k, fetch_k, lambda_mult, filter, **kwargs))
 
     async def amax_marginal_relevance_search_by_vector(
         self,
@@ -235,7 +267,7 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Do ``max_marginal_relevance_search`` for a vector."""
-        return await self._mmr(ASYNC, embedding, k, fetch_k, lambda_mult, filter)
+        return await self._mmr(ASYNC, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
 
     async def _search(
         self,
@@ -244,15 +276,16 @@ class IndexVectorStore(VectorStore):
         k: int,
         filter: AnyFilter,
         *,
-        embeddings: bool = False,
+        by: By | None = None,
+        **_: Any,
     ) -> list[Hit]:
         where = to_filter(filter)
-        vector = await self._vector(io, query)
-        search: Callable[..., list[list[Hit]]] = self.index.search_batch
-        (hits,) = await io.call(
-            search, self.index.asearch_batch, vector, k=k, where=where, embeddings=embeddings
-        )
-        return hits
+        by = self.by if by is None else by
+        if isinstance(query, str):
+            batch = await self._embed(io, query, vectors_for(by))
+        else:
+            batch, by = EmbeddingBatch.of_dense(query), "dense"
+        return await self._hits(io, batch, k, where, by)
 
     async def _mmr(
         self,
@@ -262,22 +295,44 @@ class IndexVectorStore(VectorStore):
         fetch_k: int,
         lambda_mult: float,
         filter: AnyFilter,
+        *,
+        by: By | None = None,
+        **_: Any,
     ) -> list[Document]:
-        batch = await self._vector(io, query)
-        assert batch.dense is not None
-        vector = batch.dense[0]
-        hits = await self._search(io, vector, max(k, fetch_k), filter, embeddings=True)
+        where = to_filter(filter)
+        by = self.by if by is None else by
+        if isinstance(query, str):
+            batch = await self._embed(io, query, vectors_for(by) | {"dense"})
+        else:
+            batch, by = EmbeddingBatch.of_dense(query), "dense"
+        hits = await self._hits(io, batch, max(k, fetch_k), where, by, embeddings=True)
         found = [h.embedding.dense for h in hits if h.embedding and h.embedding.dense is not None]
-        if not found:
+        if not found or batch.dense is None:
             return []
-        chosen = mmr(vector, np.stack(found), k=k, lambda_mult=lambda_mult)
+        chosen = mmr(batch.dense[0], np.stack(found), k=k, lambda_mult=lambda_mult)
         return [_document(hits[position]) for position in chosen]
 
-    async def _vector(self, io: Runtime, query: str | list[float] | Dense) -> EmbeddingBatch:
-        if isinstance(query, str):
-            embedder = self.embedder
-            return await io.call(embedder.embed, embedder.aembed, [query], role="query")
-        return EmbeddingBatch.of_dense(query)
+    async def _hits(
+        self,
+        io: Runtime,
+        batch: EmbeddingBatch,
+        k: int,
+        where: Filter | None,
+        by: By,
+        *,
+        embeddings: bool = False,
+    ) -> list[Hit]:
+        search: Callable[..., list[list[Hit]]] = self.index.search_batch
+        (hits,) = await io.call(
+            search, self.index.asearch_batch, batch, k=k, where=where, embeddings=embeddings, by=by
+        )
+        return hits
+
+    async def _embed(self, io: Runtime, query: str, outputs: frozenset[Output]) -> EmbeddingBatch:
+        embedder = self.embedder
+        return await io.call(
+            embedder.embed, embedder.aembed, [query], role="query", outputs=outputs
+        )
 
     # -- construction ----------------------------------------------------------------------
 
@@ -312,48 +367,6 @@ class IndexVectorStore(VectorStore):
         return store
 
 
-class FaissVectorStore(IndexVectorStore):
-    """FAISS with texts, metadata, filters, deletes and files without pickle.
-
-    Args:
-        embedding: LangChain embeddings or a ragopt embedder.
-        index: A ``FaissIndex`` that is there already; a new one if None.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
-        index_options: Other arguments of a new ``FaissIndex``.
-
-    Examples:
-        >>> store = FaissVectorStore.from_texts(["a passage"], OpenAIEmbeddings())
-    """
-
-    index: FaissIndex
-
-    def __init__(
-        self,
-        embedding: Embeddings | Embedder,
-        *,
-        index: FaissIndex | None = None,
-        metric: Metric | str = Metric.COSINE,
-        kind: Literal["flat", "hnsw"] = "flat",
-        **index_options: Any,
-    ) -> None:
-        super().__init__(
-            FaissIndex(metric=metric, kind=kind, **index_options) if index is None else index,
-            embedding,
-        )
-
-    def save_local(self, folder_path: str | os.PathLike[str]) -> None:
-        """Write the index to a folder, atomically; see ``FaissIndex.save``."""
-        self.index.save(folder_path)
-
-    @classmethod
-    def load_local(
-        cls, folder_path: str | os.PathLike[str], embeddings: Embeddings | Embedder
-    ) -> FaissVectorStore:
-        """Read an index that ``save_local`` wrote. There is no pickle in it."""
-        return cls(embeddings, index=FaissIndex.load(folder_path))
-
-
 def _selection(ids: list[str] | None, filter: AnyFilter) -> Filter:
     where = to_filter(filter)
     if ids is None:
@@ -369,3 +382,11 @@ def _selection(ids: list[str] | None, filter: AnyFilter) -> Filter:
 def _document(record: Record | Hit) -> Document:
     # A record is the caller's own copy, and nobody else holds this one.
     return document(record.id, record.text, record.metadata)
+
+
+def _scored(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
+    return [(_document(hit), hit.score) for hit in hits]
+
+
+def _relevant(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
+    return [(_document(hit), hit.relevance) for hit in hits]

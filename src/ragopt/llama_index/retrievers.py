@@ -132,5 +132,6 @@ def _identity(retriever: BaseRetriever) -> tuple[VectorIndex | None, object]:
         retriever._sparse_top_k,
         retriever._hybrid_top_k,
         retriever._kwargs,
+        store.hybrid_settings,
     )
     return store.client, settings

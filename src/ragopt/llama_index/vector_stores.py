@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
+from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
@@ -23,13 +22,16 @@ from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.errors import InvalidInput
 from ragopt.filters import Documents, Filter, to_filter
-from ragopt.indexes.faiss import FaissIndex
+from ragopt.fusion import By, Fusion, vectors_for
+from ragopt.llama_index.bge_m3 import BGEM3SparseEmbedding
+from ragopt.llama_index.embeddings import EmbedderEmbedding
 from ragopt.llama_index.filters import selection
 from ragopt.llama_index.nodes import from_record, to_records
-from ragopt.protocols import VectorIndex
+from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
-from ragopt.types import EmbeddingBatch, Metric
+from ragopt.types import EmbeddingBatch, Output, SparseVector
 
+_FUSED = 4  # candidates of each kind for each result of a hybrid search
 _MMR_FETCH = 4  # candidates for each result, unless ``mmr_prefetch_factor`` says otherwise
 
 
@@ -39,18 +41,42 @@ class IndexVectorStore(BasePydanticVectorStore):
     All fourteen filter operators, nested AND, OR and NOT. Similarities are scores: higher is
     better.
 
+    With a model for sparse vectors, nodes are stored with both kinds, and the modes ``sparse`` and
+    ``hybrid`` work; ``alpha`` is the weight of the dense vectors, 0.5 if it is not given.
+
     Args:
         index: Where the records are.
+        sparse: What makes sparse vectors of nodes and queries: ``BGEM3SparseEmbedding`` or another
+            ``BaseSparseEmbedding``, or an embedder that makes them.
+        fusion: How the two lists of a hybrid search become one: ``rrf`` or ``relative``; see
+            ``ragopt.fusion.Fusion``.
+
+    Raises:
+        InvalidInput: There is no such fusion.
     """
 
     stores_text: bool = True
     is_embedding_query: bool = True
 
     _index: VectorIndex = PrivateAttr()
+    _sparse: BaseSparseEmbedding | None = PrivateAttr()
+    _fusion: Literal["rrf", "relative"] = PrivateAttr()
 
-    def __init__(self, index: VectorIndex, **options: Any) -> None:
+    def __init__(
+        self,
+        index: VectorIndex,
+        *,
+        sparse: BaseSparseEmbedding | EmbedderEmbedding | Embedder | None = None,
+        fusion: Literal["rrf", "relative"] = "rrf",
+        **options: Any,
+    ) -> None:
         super().__init__(stores_text=True, **options)
+        Fusion(method=fusion)  # which says what is wrong with it
         self._index = index
+        self._fusion = fusion
+        if sparse is not None and not isinstance(sparse, BaseSparseEmbedding):
+            sparse = BGEM3SparseEmbedding(sparse)
+        self._sparse = sparse
 
     @classmethod
     def class_name(cls) -> str:
@@ -62,15 +88,32 @@ class IndexVectorStore(BasePydanticVectorStore):
         """The ragopt index."""
         return self._index
 
+    @property
+    def hybrid_settings(self) -> tuple[str | None, str]:
+        """What results depend on beside the query and the records: the sparse model, the fusion."""
+        return None if self._sparse is None else self._sparse.model_name, self._fusion
+
     # -- writing ---------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Store nodes, replacing those whose id is there already; return the ids in order."""
-        return self._index.add(to_records(list(nodes)))
+        return run(self._add(SYNC, list(nodes)))
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Store nodes; see ``add``."""
-        return await self._index.aadd(to_records(list(nodes)))
+        return await self._add(ASYNC, list(nodes))
+
+    async def _add(self, io: Runtime, nodes: list[BaseNode]) -> list[str]:
+        records = to_records(nodes)
+        if self._sparse is not None and nodes:
+            texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
+            source = self._sparse
+            found = await io.call(
+                source.get_text_embedding_batch, source.aget_text_embedding_batch, texts
+            )
+            vectors = [SparseVector.from_dict(each) for each in found]
+            records = replace(records, embeddings=replace(records.embeddings, sparse=vectors))
+        return await io.call(self._index.add, self._index.aadd, records)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove the nodes of a document. A missing one is no error."""
@@ -136,7 +179,7 @@ class IndexVectorStore(BasePydanticVectorStore):
                 ``as_retriever(vector_store_kwargs={"where": F("draft") == False})``.
 
         Raises:
-            InvalidInput: The mode is not supported, or the query has no embedding.
+            InvalidInput: The mode is not supported, or the query lacks what it needs.
         """
         return run(self._query(SYNC, query, kwargs))
 
@@ -148,17 +191,13 @@ class IndexVectorStore(BasePydanticVectorStore):
         self, io: Runtime, query: VectorStoreQuery, options: dict[str, Any]
     ) -> VectorStoreQueryResult:
         varied = query.mode == VectorStoreQueryMode.MMR
-        if not varied and query.mode != VectorStoreQueryMode.DEFAULT:
-            raise InvalidInput(
-                f"{self.class_name()} does not support the query mode {query.mode.value!r}.",
-                fix="Use the mode 'default' or 'mmr'.",
-            )
-        if query.query_embedding is None:
-            raise InvalidInput(
-                "The query has no embedding.", fix="Give the index an embedding model."
-            )
-        vector = EmbeddingBatch.of_dense(query.query_embedding)
+        by = self._way(query)
+        vector = await self._vectors(io, query, by)
         k = query.similarity_top_k
+        if isinstance(by, Fusion):
+            k = query.hybrid_top_k or k
+        elif by == "sparse":
+            k = query.sparse_top_k or k
         fetch = max(k, int(k * options.get("mmr_prefetch_factor", _MMR_FETCH))) if varied else k
         (hits,) = await io.call(
             self._index.search_batch,
@@ -171,6 +210,7 @@ class IndexVectorStore(BasePydanticVectorStore):
                 to_filter(options.get("where")),
             ),
             embeddings=varied,
+            by=by,
         )
         if varied and hits and vector.dense is not None:
             found = [h.embedding.dense for h in hits if h.embedding]
@@ -185,56 +225,53 @@ class IndexVectorStore(BasePydanticVectorStore):
             ids=[hit.id for hit in hits],
         )
 
-
-class FaissVectorStore(IndexVectorStore):
-    """FAISS with texts, metadata, filters, deletes and files without pickle.
-
-    Args:
-        index: A ``FaissIndex`` that is there already; a new one if None.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
-        index_options: Other arguments of a new ``FaissIndex``.
-
-    Examples:
-        >>> storage = StorageContext.from_defaults(vector_store=FaissVectorStore())
-        >>> index = VectorStoreIndex.from_documents(documents, storage_context=storage)
-    """
-
-    def __init__(
-        self,
-        index: FaissIndex | None = None,
-        *,
-        metric: Metric | str = Metric.COSINE,
-        kind: Literal["flat", "hnsw"] = "flat",
-        **index_options: Any,
-    ) -> None:
-        super().__init__(
-            FaissIndex(metric=metric, kind=kind, **index_options) if index is None else index
+    def _way(self, query: VectorStoreQuery) -> By:
+        """Return how to search in a query's mode."""
+        modes = VectorStoreQueryMode
+        if query.mode in (modes.DEFAULT, modes.MMR):
+            return "dense"
+        if query.mode not in (modes.SPARSE, modes.HYBRID):
+            raise InvalidInput(
+                f"{self.class_name()} does not support the query mode {query.mode.value!r}.",
+                fix="Use the mode 'default', 'mmr', 'sparse' or 'hybrid'.",
+            )
+        if self._sparse is None:
+            raise InvalidInput(
+                f"The query mode {query.mode.value!r} needs sparse vectors, and the "
+                f"{self.class_name()} was made without a model for them.",
+                fix="Pass sparse=BGEM3SparseEmbedding(...), and add the nodes again.",
+            )
+        if query.mode == modes.SPARSE:
+            return "sparse"
+        dense = 0.5 if query.alpha is None else query.alpha
+        weights: dict[Output, float] = {"dense": dense, "sparse": 1 - dense}
+        return Fusion(
+            {way: weight for way, weight in weights.items() if weight},
+            method=self._fusion,
+            candidates=max(query.similarity_top_k, query.sparse_top_k or 0) * _FUSED,
         )
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Name of the class in serialised components."""
-        return "FaissVectorStore"
-
-    def persist(self, persist_path: str, fs: AbstractFileSystem | None = None) -> None:
-        """Write the index to a folder, atomically; see ``FaissIndex.save``.
-
-        Raises:
-            InvalidInput: The file system is not a local one.
-        """
-        if fs is not None and not isinstance(fs, LocalFileSystem):
-            raise InvalidInput(
-                f"A FAISS index cannot be saved to a {type(fs).__name__}.",
-                fix="Save it to a local folder and copy that.",
+    async def _vectors(self, io: Runtime, query: VectorStoreQuery, by: By) -> EmbeddingBatch:
+        """Return the vectors of a query that a search needs."""
+        dense, sparse, ways = None, None, vectors_for(by)
+        if "dense" in ways:
+            if query.query_embedding is None:
+                raise InvalidInput(
+                    "The query has no embedding.", fix="Give the index an embedding model."
+                )
+            dense = EmbeddingBatch.of_dense(query.query_embedding).dense
+        if "sparse" in ways and self._sparse is not None:
+            if query.query_str is None:
+                raise InvalidInput(
+                    "The query has no text, from which its sparse vector is made.",
+                    fix="Pass query_str as well, as a retriever does.",
+                )
+            source = self._sparse
+            weights = await io.call(
+                source.get_query_embedding, source.aget_query_embedding, query.query_str
             )
-        assert isinstance(self._index, FaissIndex)
-        self._index.save(persist_path)
-
-    @classmethod
-    def from_persist_path(cls, persist_path: str | os.PathLike[str]) -> FaissVectorStore:
-        """Read an index that ``persist`` wrote."""
-        return cls(FaissIndex.load(persist_path))
+            sparse = [SparseVector.from_dict(weights)]
+        return EmbeddingBatch(dense, sparse)
 
 
 def _both(one: Filter | None, other: Filter | None) -> Filter | None:

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
+from ragopt._redis.servers import RedisServers
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.codecs import STAMP_SIZE, seal, unseal
 from ragopt.errors import BackendUnavailable
 from ragopt.protocols import ChangeLog, Clock, Entry
 from ragopt.stores import _redis_claims as claims
-from ragopt.stores._redis_servers import RedisServers
 from ragopt.stores._redis_stats import RedisServerStats
 from ragopt.stores.coordinating import CLAIM, is_claim, new_claim
 from ragopt.stores.sealed import SealedStore

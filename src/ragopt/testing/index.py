@@ -120,6 +120,23 @@ class VectorIndexContract(BothColours):
         assert [hit.id for hit in index.search(query, min_score=0.5)] == ["near"]
         assert index.search(query, min_score=1.5) == []
 
+    def test_range_search(self, measured: Any) -> None:
+        """Without k, every record from a score on is found, however many there are."""
+        matrix, (query,) = vectors(400), vectors(1, seed=1)
+        measured.add(batch([f"r{i}" for i in range(400)], matrix, [{"i": i} for i in range(400)]))
+        truth = exact_scores(query, matrix, measured.metric)
+        ordered = np.sort(truth)
+        for least in (ordered[350:352].mean(), ordered[100:102].mean(), ordered[-1] + 1):
+            hits = measured.search(Embedding(query), k=None, min_score=float(least))
+            assert {hit.id for hit in hits} == {f"r{i}" for i in np.flatnonzero(truth >= least)}
+            assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
+            few = measured.search(
+                Embedding(query), k=None, min_score=float(least), where=F("i") < 40
+            )
+            assert {h.id for h in few} == {h.id for h in hits if h.metadata["i"] < 40}
+        with pytest.raises(InvalidInput, match="return everything"):
+            measured.search(Embedding(query), k=None)
+
     def test_embeddings_on_request(self, index: Any) -> None:
         matrix = vectors(3)
         index.add(batch(["a", "b", "c"], matrix))

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from ragopt._imports import require
+from ragopt._redis.connections import RedisConnections
+from ragopt._redis.url import Address, read_url, text
 from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
 from ragopt.errors import BackendUnavailable, StorageError
-from ragopt.stores._redis_connections import RedisConnections
-from ragopt.stores._redis_url import Address, read_url, text
 
 Command: TypeAlias = tuple[bytes, tuple[Any, ...]]  # the key that it is about, and its words
 

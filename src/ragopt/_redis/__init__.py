@@ -1,0 +1,1 @@
+"""Connections to Redis servers, for every part that talks to one."""

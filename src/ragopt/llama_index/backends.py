@@ -1,0 +1,123 @@
+"""The vector stores for LlamaIndex by name: FAISS, PostgreSQL, Redis."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, TypeAlias
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
+
+from ragopt.errors import InvalidInput
+from ragopt.indexes.faiss import FaissIndex
+from ragopt.indexes.pgvector import PgvectorIndex
+from ragopt.llama_index.embeddings import EmbedderEmbedding
+from ragopt.llama_index.vector_stores import IndexVectorStore
+from ragopt.protocols import Embedder
+from ragopt.types import Metric
+
+Sparse: TypeAlias = BaseSparseEmbedding | EmbedderEmbedding | Embedder | None
+
+
+class FaissVectorStore(IndexVectorStore):
+    """FAISS with texts, metadata, filters, deletes and files without pickle.
+
+    Args:
+        index: A ``FaissIndex`` that is there already; a new one if None.
+        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
+        sparse: What makes sparse vectors; see ``IndexVectorStore``.
+        fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
+        index_options: Other arguments of a new ``FaissIndex``.
+
+    Examples:
+        >>> storage = StorageContext.from_defaults(vector_store=FaissVectorStore())
+        >>> index = VectorStoreIndex.from_documents(documents, storage_context=storage)
+    """
+
+    def __init__(
+        self,
+        index: FaissIndex | None = None,
+        *,
+        metric: Metric | str = Metric.COSINE,
+        kind: Literal["flat", "hnsw"] = "flat",
+        sparse: Sparse = None,
+        fusion: Literal["rrf", "relative"] = "rrf",
+        **index_options: Any,
+    ) -> None:
+        if index is None:
+            index = FaissIndex(metric=metric, kind=kind, **index_options)
+        super().__init__(index, sparse=sparse, fusion=fusion)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the class in serialised components."""
+        return "FaissVectorStore"
+
+    def persist(self, persist_path: str, fs: AbstractFileSystem | None = None) -> None:
+        """Write the index to a folder, atomically; see ``FaissIndex.save``.
+
+        Raises:
+            InvalidInput: The file system is not a local one.
+        """
+        if fs is not None and not isinstance(fs, LocalFileSystem):
+            raise InvalidInput(
+                f"A FAISS index cannot be saved to a {type(fs).__name__}.",
+                fix="Save it to a local folder and copy that.",
+            )
+        assert isinstance(self._index, FaissIndex)
+        self._index.save(persist_path)
+
+    @classmethod
+    def from_persist_path(
+        cls, persist_path: str | os.PathLike[str], **options: Any
+    ) -> FaissVectorStore:
+        """Read an index that ``persist`` wrote; ``options`` are ``sparse`` and ``fusion``."""
+        return cls(FaissIndex.load(persist_path), **options)
+
+
+class PGVectorStore(IndexVectorStore):
+    """PostgreSQL with pgvector, over asyncpg: see ``PgvectorIndex``.
+
+    Args:
+        index: A ``PgvectorIndex`` that is there already; a new one if None.
+        connection_string: ``postgresql://user:password@host:5432/database``, of a new index.
+        table_name: Of a new index. The table is made if it is not there.
+        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        sparse: What makes sparse vectors; see ``IndexVectorStore``.
+        fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
+        index_options: Other arguments of a new ``PgvectorIndex``.
+
+    Raises:
+        InvalidInput: Neither an index nor a connection string was given.
+
+    Examples:
+        >>> store = PGVectorStore(connection_string="postgresql://me:secret@localhost/db")
+    """
+
+    def __init__(
+        self,
+        index: PgvectorIndex | None = None,
+        *,
+        connection_string: str | None = None,
+        table_name: str = "llamaindex_nodes",
+        metric: Metric | str = Metric.COSINE,
+        sparse: Sparse = None,
+        fusion: Literal["rrf", "relative"] = "rrf",
+        **index_options: Any,
+    ) -> None:
+        if index is None:
+            if connection_string is None:
+                raise InvalidInput(
+                    "A PGVectorStore was made without a database.",
+                    fix="Pass connection_string='postgresql://user:password@host:5432/database', "
+                    "or an index.",
+                )
+            index = PgvectorIndex(connection_string, table_name, metric=metric, **index_options)
+        super().__init__(index, sparse=sparse, fusion=fusion)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the class in serialised components."""
+        return "PGVectorStore"

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from ragopt import FaissIndex, MemoryIndex
+from ragopt.testing import SparseIndexContract
+
+
+class TestMemoryIndex(SparseIndexContract):
+    def make_index(self) -> MemoryIndex:
+        return MemoryIndex()
+
+
+class TestFaissIndex(SparseIndexContract):
+    def make_index(self) -> FaissIndex:
+        return FaissIndex()
+
+
+class TestFaissLoadedFromDisk(SparseIndexContract):
+    """An index that was saved and loaded before the test began is like any other."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+    def make_index(self) -> FaissIndex:
+        FaissIndex().save(self.folder / "index")
+        return FaissIndex.load(self.folder / "index")
