@@ -23,6 +23,7 @@ _ROWS = {
     "faiss-search": "searching it, k=10",
     "llm-cache": "an exact answer of 2 KB from the cache, on disk and in memory",
     "llm-redis": "the same out of Redis",
+    "postgres": "adding 2,000 records to PostgreSQL, and searching 5,000 with HNSW",
 }
 _LONG_ROWS = {
     "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, and one question, in each engine",
@@ -38,6 +39,7 @@ _REPORTS = {
 _PACKAGES = (
     "ragopt",
     "numpy",
+    "asyncpg",
     "faiss-cpu",
     "FlagEmbedding",
     "onnxruntime",

@@ -21,13 +21,7 @@ def check_columns(records: RecordBatch) -> None:
             raise InvalidInput(
                 f"{len(ids)} ids came with {len(column)} {name}.", fix="Pass one for each record."
             )
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = next(id_ for id_ in ids if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
-        raise InvalidInput(
-            f"The id {twice!r} is given twice in one batch. Nothing was stored.",
-            fix="Keep one of the two, or give them different ids.",
-        )
+    check_unique(ids)
     for name, values in (("id", ids), ("text", records.texts)):
         for row, value in enumerate(values):
             if type(value) is not str or (name == "id" and not value):
@@ -35,6 +29,17 @@ def check_columns(records: RecordBatch) -> None:
                     f"The {name} in row {row} is {value!r}. Nothing was stored.",
                     fix=f"Every {name} is a string{' that is not empty' if name == 'id' else ''}.",
                 )
+
+
+def check_unique(ids: Sequence[str]) -> None:
+    """Raise InvalidInput if an id is given twice."""
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(id_ for id_ in ids if id_ in seen or seen.add(id_))  # type: ignore[func-returns-value]
+        raise InvalidInput(
+            f"The id {twice!r} is given twice in one batch. Nothing was stored.",
+            fix="Keep one of the two, or give them different ids.",
+        )
 
 
 def check_sparse(

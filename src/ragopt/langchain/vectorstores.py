@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,9 +12,11 @@ from langchain_core.vectorstores import VectorStore
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.embedders._progress import Progress
 from ragopt.errors import InvalidInput
 from ragopt.filters import And, Filter, Ids, to_filter
 from ragopt.fusion import By, check_outputs, vectors_for
+from ragopt.langchain.adding import add
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
 from ragopt.langchain.plain import document
 from ragopt.protocols import Embedder, VectorIndex
@@ -71,20 +72,32 @@ class IndexVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
+        batch_size: int = 1_000,
+        progress: Progress | bool = False,
         **kwargs: Any,
     ) -> list[str]:
         """Embed texts and store them, replacing those whose id is there already.
+
+        Texts are taken, embedded and stored batch by batch, so a generator of any length needs the
+        memory of one batch. When a batch fails, those before it are stored, and the error has a
+        note that says which.
 
         Args:
             texts: Any iterable, a generator too.
             metadatas: One for each text.
             ids: One for each text; a None in it, or no ids at all, means a new one.
-            kwargs: Accepted for the interface (``batch_size``); not used.
+            batch_size: Texts that are embedded and stored at a time.
+            progress: Called after each batch with the texts that are stored and with all of them
+                (None where nobody knows); True for a bar on stderr.
+            kwargs: Accepted for the interface; not used.
 
         Returns:
             The ids, in order.
+
+        Raises:
+            InvalidInput: The lengths differ, an id is given twice, or ``batch_size`` is below 1.
         """
-        return run(self._add(SYNC, texts, metadatas, ids))
+        return run(add(SYNC, self._store, texts, metadatas, ids, batch_size, progress))
 
     async def aadd_texts(
         self,
@@ -92,34 +105,26 @@ class IndexVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
+        batch_size: int = 1_000,
+        progress: Progress | bool = False,
         **kwargs: Any,
     ) -> list[str]:
         """Embed texts and store them; see ``add_texts``."""
-        return await self._add(ASYNC, texts, metadatas, ids)
+        return await add(ASYNC, self._store, texts, metadatas, ids, batch_size, progress)
 
-    async def _add(
+    async def _store(
         self,
         io: Runtime,
-        texts: Iterable[str],
+        ids: list[str],
+        texts: list[str],
         metadatas: list[dict[str, Any]] | None,
-        ids: Sequence[str | None] | None,
-    ) -> list[str]:
-        texts = list(texts)
-        names = [id_ or str(uuid.uuid4()) for id_ in ids or [None] * len(texts)]
-        if len(names) != len(texts):
-            raise InvalidInput(
-                f"{len(names)} ids came with {len(texts)} texts. Nothing was stored.",
-                fix="Pass one id for each text.",
-            )
+    ) -> None:
+        embedder, index = self.embedder, self.index
+        outputs: set[Output] = {"dense", *vectors_for(self.by)}
         batch = await io.call(
-            self.embedder.embed,
-            self.embedder.aembed,
-            texts,
-            role="document",
-            outputs=vectors_for(self.by) | {"dense"},
+            embedder.embed, embedder.aembed, texts, role="document", outputs=outputs
         )
-        records = RecordBatch(names, texts, batch, metadatas)
-        return await io.call(self.index.add, self.index.aadd, records)
+        await io.call(index.add, index.aadd, RecordBatch(ids, texts, batch, metadatas))
 
     def delete(
         self, ids: list[str] | None = None, *, filter: AnyFilter = None, **kwargs: Any
