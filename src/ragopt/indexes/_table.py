@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 class RecordTable:
     """Columns of records. A row is the position of a record's vector in the vector index.
 
-    A removed row stays as a gap, so positions hold; ``pack`` closes the gaps.
+    A removed row stays as a gap, so positions hold; ``packed`` closes the gaps.
     """
 
     def __init__(self) -> None:
@@ -100,14 +100,13 @@ class RecordTable:
             self.document_ids[row] = self.sparse[row] = None
         self._alive[rows] = False
 
-    def pack(self) -> Rows:
-        """Close the gaps; return the rows that were kept, in order."""
+    def packed(self) -> tuple[RecordTable, Rows]:
+        """Return a table without the gaps, and the rows that are in it, in order."""
         kept = self.select(None)
-        packed = RecordTable.from_columns(
-            {name: [column[row] for row in kept] for name, column in self.columns().items()}
-        )
-        self.__dict__.update(packed.__dict__)
-        return kept
+        columns = self.columns().items()
+        return RecordTable.from_columns(
+            {name: [column[row] for row in kept] for name, column in columns}
+        ), kept
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns, gaps included."""

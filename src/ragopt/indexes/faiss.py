@@ -3,42 +3,86 @@
 from __future__ import annotations
 
 import os
+import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any
 
 import numpy as np
 
 from ragopt._imports import require
-from ragopt.errors import InvalidInput
+from ragopt.errors import StorageError
 from ragopt.indexes import _files
+from ragopt.indexes._faiss_engine import Engine
+from ragopt.indexes._faiss_kinds import REFINED, Kind, Settings, reason
+from ragopt.indexes._faiss_training import training_rows, tune
 from ragopt.indexes._table import RecordTable, Rows
 from ragopt.indexes.local import LocalIndex
-from ragopt.types import Dense, Metric
+from ragopt.types import Dense, Metric, RecordBatch
 
-# Below this share of the records, comparing the query with every match is both faster and
-# exact; a graph walk would meet too few of them (50,000 x 384, M = 32: break-even near 10 %).
-_EXACT_BELOW = 0.1
+_GROWTH = 4  # an index learns again when it has grown that many times
+_CHUNK = 8192  # vectors that are read under one lock
 
 
 class FaissIndex(LocalIndex):
     """A FAISS index that keeps the records with the vectors.
 
+    ========================  ===========================================================
+    ``kind``                  What it is
+    ========================  ===========================================================
+    ``flat``                  Compares with every vector: exact.
+    ``auto``                  Flat while it is small, then ``pq_refined`` as hard as
+                              ``recall`` asks for. Good without knowing FAISS.
+    ``pq_refined``            4-bit codes name candidates, exact vectors score them: a
+                              tenth of the time of flat, or less, at 50,000 x 1,024.
+    ``rabitq_refined``        The same with 1-bit codes that need no clusters.
+    ``hnsw``                  Walks a graph: fast, but slow to build, and deleted records
+                              stay in its way until they are packed.
+    ``ivf_flat``              Looks into the nearest of many lists of exact vectors.
+    ``ivf_pq``                The same over codes: a thirtieth of the memory, but training
+                              takes a minute and more, and codes tell near ones apart badly.
+    ``sq8``, ``fp16``         Flat over numbers of 8 or 16 bits: a quarter or half of the
+                              memory.
+    ========================  ===========================================================
+
+    ``ivf_pq``, ``sq8``, ``fp16`` and a ``factory`` without ``RFlat`` keep codes only. Their
+    scores, and the embeddings they return, are those of the decoded vectors.
+
+    Kinds that need training serve exactly until they hold enough records. Then the ``add`` that
+    brings enough trains in its own thread, after its records can be found, while others go on
+    searching and adding; they wait only while the knobs are turned, a second or two. It trains
+    again each time the index has grown fourfold, if it keeps exact vectors. If training fails,
+    for want of memory say, the index stays as it was, warns, and tries again when it has
+    doubled.
+
     Args:
         dimension: Length of the vectors; None to take it from the first record.
         metric: ``cosine``, ``ip`` or ``l2``.
-        kind: ``flat`` compares with every vector and is exact; ``hnsw`` walks a graph, faster
-            from some ten thousand records on, and finds nearly all.
+        kind: One of the table.
+        factory: What FAISS's ``index_factory`` takes, such as ``"IVF256,PQ64x4fs,RFlat"``,
+            instead of a kind. Write ``PQ64np``, not ``PQ64``, unless minutes do not count.
+        recall: Share of the true nearest to find, for the knobs that are not given: training
+            measures with 128 of the records how much work that takes. 1 makes ``auto`` flat.
+        train_at: How many records training waits for. By default 10,000; ``sq8`` and ``fp16``
+            1,000; ``auto`` 10,240,000 / dimension and a factory 39 for each list, if that is more.
         m: Links per node of the graph.
         ef_construction: Candidates looked at when a node is linked.
-        ef_search: Candidates looked at in a search; at least ``2 * k`` are.
+        ef_search: Candidates looked at in a walk; at least ``2 * k`` are.
+        nprobe: Lists looked at in a search; None to find out.
+        k_factor: Candidates scored again for each of ``k``, which counts as 10 at least; None
+            to find out.
 
     Raises:
         MissingDependency: faiss is not installed.
-        InvalidInput: An argument is out of range.
+        InvalidInput: An argument is out of range, or FAISS cannot make such an index. Without
+            a dimension the factory is checked when the first record comes.
 
     References:
         Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
-        Hierarchical Navigable Small World graphs", TPAMI 2020.
+        Hierarchical Navigable Small World graphs", TPAMI 2020. Jégou et al., "Product
+        Quantization for Nearest Neighbor Search", TPAMI 2011. André et al., "Quicker ADC",
+        TPAMI 2021. Gao and Long, "RaBitQ", SIGMOD 2024.
     """
 
     def __init__(
@@ -46,83 +90,135 @@ class FaissIndex(LocalIndex):
         dimension: int | None = None,
         *,
         metric: Metric | str = Metric.COSINE,
-        kind: Literal["flat", "hnsw"] = "flat",
+        kind: Kind = "flat",
+        factory: str | None = None,
+        recall: float = 0.99,
+        train_at: int | None = None,
         m: int = 32,
         ef_construction: int = 128,
         ef_search: int = 128,
+        nprobe: int | None = None,
+        k_factor: float | None = None,
     ) -> None:
         super().__init__(dimension, metric=metric)
         self._faiss = require("faiss", "faiss")
-        if kind not in ("flat", "hnsw"):
-            raise InvalidInput(f"{kind!r} is not a kind of index.", fix='Use "flat" or "hnsw".')
-        if m < 2 or ef_construction < 1 or ef_search < 1:
-            raise InvalidInput(
-                f"An index was given m={m}, ef_construction={ef_construction}, "
-                f"ef_search={ef_search}.",
-                fix="Give m of 2 or more and ef values of 1 or more.",
-            )
-        self._kind = kind
-        self._m = m
-        self._ef_construction = ef_construction
-        self._ef_search = ef_search
-        self._index: Any = None
+        self._settings = Settings(
+            kind=kind,
+            factory=factory,
+            recall=recall,
+            train_at=train_at,
+            m=m,
+            ef_construction=ef_construction,
+            ef_search=ef_search,
+            nprobe=nprobe,
+            k_factor=k_factor,
+        )
+        self._engine: Engine | None = None
+        self._train_at: int | None = None
+        self._training = Lock()
+        if dimension is not None:
+            self._settings.make(dimension, self._metric)
+
+    @property
+    def _index(self) -> Any:
+        """The FAISS index; None before the first record."""
+        return None if self._engine is None else self._engine.index
 
     def _append(self, vectors: Dense) -> None:
-        if self._index is None:
-            self._index = self._make(vectors.shape[1])
-        self._index.add(vectors)
+        if self._engine is None:
+            self._begin(vectors.shape[1])
+        try:
+            self._filled.add(vectors)
+        except RuntimeError as error:
+            raise StorageError(
+                f"FAISS could not add {len(vectors)} vectors ({reason(error)}). "
+                "Nothing was stored.",
+                fix="Use a kind or a factory to which vectors can be added at any time.",
+            ) from error
+
+    def _begin(self, dimension: int) -> None:
+        made = self._settings.make(dimension, self._metric)
+        self._train_at = self._settings.first_training(made)
+        if self._train_at is not None:
+            made = self._faiss.IndexFlat(dimension, made.metric_type)
+        self._engine = Engine(made)
+
+    @property
+    def _filled(self) -> Engine:
+        assert self._engine is not None, "there are records"
+        return self._engine
 
     def _keep(self, rows: Rows | None) -> None:
-        if self._index is None:
+        if self._engine is None:
             return
-        kept = None if rows is None else self._vectors(rows)
-        self._index = self._make(self._index.d)
-        if kept is not None and len(kept):
-            self._index.add(kept)
+        if rows is None:
+            self._begin(self._engine.index.d)
+            return
+        kept = self._engine.vectors(rows)
+        made = self._settings.make(kept.shape[1], self._metric)
+        waits = self._settings.first_training(made) is not None
+        fresh = self._engine.emptied() if waits else Engine(made)
+        if len(kept):
+            fresh.add(kept)
+        self._engine = fresh
 
     def _vectors(self, rows: Rows) -> Dense:
-        vectors: Dense = self._index.reconstruct_batch(rows)
-        return vectors
+        return self._filled.vectors(rows)
 
     def _nearest(self, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
-        exact = self._index
-        if self._kind == "hnsw":
-            exact = self._faiss.downcast_index(self._index.storage)
-        few = rows is not None and len(rows) <= max(k, _EXACT_BELOW * len(self._table))
-        if self._kind == "flat" or few:
-            distances, found = self._run(exact, queries, k, rows)
-        else:
-            distances, found = self._run(self._index, queries, k, rows)
-            short = (found < 0).any(axis=1)
-            if short.any():  # the walk met fewer than k of the records that match
-                distances[short], found[short] = self._run(exact, queries[short], k, rows)
+        distances, found = self._filled.nearest(queries, k, rows)
         if self._metric is Metric.L2:
             distances = -np.sqrt(np.maximum(distances, 0))
         return distances, found
 
-    def _run(self, index: Any, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
-        options: dict[str, Any] = {}
-        if rows is not None:
-            mask = np.zeros(len(self._table), dtype=bool)
-            mask[rows] = True
-            bits = np.packbits(mask, bitorder="little")
-            options["sel"] = self._faiss.IDSelectorBitmap(len(bits) * 8, self._faiss.swig_ptr(bits))
-        if index is self._index and self._kind == "hnsw":
-            options["efSearch"] = max(self._ef_search, 2 * k)
-            params = self._faiss.SearchParametersHNSW(**options)
-        else:
-            params = self._faiss.SearchParameters(**options) if options else None
-        distances, found = index.search(queries, k, params=params)
-        return distances, found
+    # -- training --------------------------------------------------------------------------
 
-    def _make(self, dimension: int) -> Any:
-        faiss = self._faiss
-        metric = faiss.METRIC_L2 if self._metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
-        if self._kind == "flat":
-            return faiss.IndexFlat(dimension, metric)
-        index = faiss.IndexHNSWFlat(dimension, self._m, metric)
-        index.hnsw.efConstruction = self._ef_construction
-        return index
+    def _add_now(self, records: RecordBatch, vectors: Dense) -> None:
+        super()._add_now(records, vectors)
+        if not self._wants_training() or not self._training.acquire(blocking=False):
+            return
+        try:
+            if self._wants_training():  # another thread may just have done it
+                self._train()
+        except (MemoryError, RuntimeError) as error:
+            self._train_at = 2 * self._table.live
+            warnings.warn(
+                f"The index could not be trained on {self._table.live} records "
+                f"({reason(error)}). It goes on as it was, and tries again at {self._train_at}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        finally:
+            self._training.release()
+
+    def _wants_training(self) -> bool:
+        return self._train_at is not None and self._table.live >= self._train_at
+
+    def _train(self) -> None:
+        """Make an index of the kind beside the one that serves, and put it in its place."""
+        with self._lock.read():
+            old, rows = self._filled, self._table.select(None)
+            fresh = self._settings.make(old.index.d, self._metric, len(rows), whole=False)
+            sample = old.vectors(training_rows(fresh, rows))
+        fresh.train(sample)
+        while True:
+            with self._lock.read():
+                if self._engine is not old:  # packed or cleared meanwhile: the rows have moved
+                    return
+                start = fresh.ntotal
+                if start == old.size:
+                    refines = self._settings.text(fresh.d, len(rows)).endswith(REFINED)
+                    new = Engine.refining(fresh, old.flat) if refines else Engine(fresh)
+                    self._settings.apply(new.index)
+                    tune(new, self._settings, old, rows)
+                    break
+                vectors = old.vectors(np.arange(start, min(start + _CHUNK, old.size)))
+            fresh.add(vectors)
+        with self._lock.write():
+            if self._engine is old:
+                new.follow(old)
+                self._engine = new
+                self._train_at = _GROWTH * self._table.live if new.lossless else None
 
     # -- files -----------------------------------------------------------------------------
 
@@ -135,31 +231,31 @@ class FaissIndex(LocalIndex):
         """
         with self._lock.write():
             if self._table.gaps:
-                self._keep(self._table.pack())
+                self._pack()
             settings = {
-                "kind": self._kind,
+                **asdict(self._settings),
                 "metric": str(self._metric),
                 "dimension": self._dimension,
-                "m": self._m,
-                "ef_construction": self._ef_construction,
-                "ef_search": self._ef_search,
                 "version": self._token,
+                "next_training": self._train_at,
             }
-            index = None if not len(self._table) else self._index
+            index = self._index if len(self._table) else None
             _files.write(Path(folder), settings, self._table.columns(), index)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> FaissIndex:
-        """Read an index that ``save`` wrote. It has the version it was saved with.
+        """Read an index that ``save`` wrote: trained as it was, with the version it had.
 
         Raises:
             StorageError: There is no index in the folder, or a newer format.
             CorruptData: A file is not what was saved.
         """
         settings, columns, index = _files.read(Path(folder))
-        token = settings.pop("version")
+        token, train_at = settings.pop("version"), settings.pop("next_training", None)
         loaded = cls(**settings)
         loaded._table = RecordTable.from_columns(columns)
-        loaded._index = index
+        if index is not None:
+            loaded._settings.apply(index)
+            loaded._engine, loaded._train_at = Engine(index), train_at
         loaded._token = token
         return loaded

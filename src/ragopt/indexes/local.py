@@ -9,14 +9,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ragopt._runtime import Runtime
+from ragopt.errors import UnkeyableValue
 from ragopt.filters import Filter, Ids
 from ragopt.indexes._lock import ReadWriteLock
 from ragopt.indexes._table import RecordTable, Rows, copied
 from ragopt.indexes.base import BaseVectorIndex
 from ragopt.indexes.scores import relevance, sparse_relevance, unit
+from ragopt.keys import encode
 from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch, SparseVector
 
 _PACK_ABOVE = 256  # gaps that are not worth packing
+_FILTERS = 4  # whose rows are kept: eight bytes for each row
 
 
 class LocalIndex(BaseVectorIndex):
@@ -31,6 +34,7 @@ class LocalIndex(BaseVectorIndex):
         self._table = RecordTable()
         self._lock = ReadWriteLock()
         self._token = secrets.token_hex(8)
+        self._matching: dict[bytes, Rows] = {}  # rows of the last filters, since the last change
 
     @abstractmethod
     def _append(self, vectors: Dense) -> None:
@@ -103,10 +107,9 @@ class LocalIndex(BaseVectorIndex):
         if self._metric is Metric.COSINE:
             vectors = unit(vectors)
         with self._lock.write():
-            if self._dimension is None:
-                self._dimension = vectors.shape[1]
             self._check_dimension(vectors.shape[1], "record")  # another thread may have set it
             self._append(vectors)
+            self._dimension = vectors.shape[1]
             self._table.append(records)
             self._changed()
 
@@ -188,8 +191,23 @@ class LocalIndex(BaseVectorIndex):
             return found
 
     def _among(self, where: Filter | None) -> Rows | None:
-        """Return the rows to search; None for all of them, if there are no gaps."""
-        return self._table.select(where) if where is not None or self._table.gaps else None
+        """Return the rows to search; None for all of them, if there are no gaps.
+
+        Rows of the last few filters are kept until a change: a tenant asks more than once, and
+        looking at the metadata of 50,000 records takes as long as comparing their vectors.
+        """
+        if where is None:
+            return self._table.select(None) if self._table.gaps else None
+        try:
+            key = encode(where)
+        except UnkeyableValue:  # a function
+            return self._table.select(where)
+        rows = self._matching.get(key)
+        if rows is None:
+            while len(self._matching) >= _FILTERS:
+                self._matching.pop(next(iter(self._matching), b""), None)
+            rows = self._matching[key] = self._table.select(where)
+        return rows
 
     def _hits(
         self,
@@ -220,8 +238,15 @@ class LocalIndex(BaseVectorIndex):
     def _changed(self) -> None:
         """Move the version, and pack when more than half of the rows are gaps."""
         if self._table.gaps > max(_PACK_ABOVE, self._table.live):
-            self._keep(self._table.pack())
+            self._pack()
         self._token = secrets.token_hex(8)
+        self._matching.clear()
+
+    def _pack(self) -> None:
+        """Close the gaps, in the table and beside it; or raise and leave both as they are."""
+        packed, kept = self._table.packed()
+        self._keep(kept)
+        self._table = packed
 
 
 def best(scores: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
