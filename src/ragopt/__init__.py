@@ -37,6 +37,7 @@ _EXPORTS = {
     "RagoptError": "ragopt.errors",
     "Record": "ragopt.types",
     "RecordBatch": "ragopt.types",
+    "RedisIndex": "ragopt.indexes.redis",
     "RedisStore": "ragopt.stores.redis",
     "RetrievalCache": "ragopt.cache.retrieval",
     "SparseVector": "ragopt.types",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from ragopt.indexes.faiss import FaissIndex as FaissIndex
     from ragopt.indexes.memory import MemoryIndex as MemoryIndex
     from ragopt.indexes.pgvector import PgvectorIndex as PgvectorIndex
+    from ragopt.indexes.redis import RedisIndex as RedisIndex
     from ragopt.metrics import CacheStats as CacheStats
     from ragopt.stores.memory import MemoryStore as MemoryStore
     from ragopt.stores.redis import RedisStore as RedisStore

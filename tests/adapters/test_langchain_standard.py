@@ -29,6 +29,7 @@ from ragopt.langchain import (
     IndexVectorStore,
     LLMCache,
     PGVectorStore,
+    RedisVectorStore,
 )
 from ragopt.protocols import KVStore
 
@@ -79,6 +80,17 @@ class TestPGVectorStore(VectorStoreIntegrationTests):
             self.get_embeddings(), connection=postgres_dsn, table_name=f"t_{secrets.token_hex(8)}"
         )
         yield store
+        await store.index.aclose()
+        store.index.close()
+
+
+class TestRedisVectorStore(VectorStoreIntegrationTests):
+    @pytest.fixture
+    async def vectorstore(self, redis_url: str) -> Any:
+        name = f"t_{secrets.token_hex(8)}"
+        store = RedisVectorStore(self.get_embeddings(), redis_url=redis_url, index_name=name)
+        yield store
+        store.index.drop()
         await store.index.aclose()
         store.index.close()
 

@@ -48,6 +48,7 @@ from ragopt.llama_index import (
     FaissVectorStore,
     IndexVectorStore,
     PGVectorStore,
+    RedisVectorStore,
 )
 from ragopt.testing.faces import BothColours, Face
 
@@ -72,7 +73,7 @@ NODES = [
 class Colour(BothColours):
     """The stores, in both colours."""
 
-    @pytest.fixture(params=["flat", "hnsw", "memory", "pgvector"])
+    @pytest.fixture(params=["flat", "hnsw", "memory", "pgvector", "redis"])
     def raw(self, request: pytest.FixtureRequest) -> Iterator[IndexVectorStore]:
         made: IndexVectorStore
         if request.param == "memory":
@@ -80,9 +81,13 @@ class Colour(BothColours):
         elif request.param == "pgvector":
             dsn, table = request.getfixturevalue("postgres_dsn"), f"t_{secrets.token_hex(8)}"
             made = PGVectorStore(connection_string=dsn, table_name=table)
+        elif request.param == "redis":
+            url, name = request.getfixturevalue("redis_url"), f"t_{secrets.token_hex(8)}"
+            made = RedisVectorStore(redis_url=url, index_name=name)
         else:
             made = FaissVectorStore(kind=request.param)
         yield made
+        made.client.clear()
         made.client.close()
 
     @pytest.fixture

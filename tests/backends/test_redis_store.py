@@ -153,7 +153,7 @@ class TestThePassword:
         ],
     )
     def test_a_url_that_cannot_be_read_is_not_quoted(self, url: str) -> None:
-        with pytest.raises(InvalidInput, match="URL of a Redis store cannot be read") as caught:
+        with pytest.raises(InvalidInput, match="Redis URL cannot be read") as caught:
             RedisStore(url)
         assert "p4ss" not in everything_said(caught.value)
 

@@ -427,9 +427,9 @@ def test_servers_that_are_none() -> None:
     port = free_port()
     for url, sentence in (
         (f"redis://user:sesame@127.0.0.1:{port}/0", f"127.0.0.1:{port}/0 cannot be reached"),
-        ("redis://user:sesame@host:port/0", "The URL of a Redis store cannot be read."),
-        ("http://user:sesame@host/", "The URL of a Redis store cannot be read."),
-        ("", "The URL of a Redis store cannot be read."),
+        ("redis://user:sesame@host:port/0", "The Redis URL cannot be read."),
+        ("http://user:sesame@host/", "The Redis URL cannot be read."),
+        ("", "The Redis URL cannot be read."),
     ):
         for name, *more in (["stats"], ["clear", "--all", "--yes"], ["invalidate", "a"]):
             done = ragopt(name, *more, "--redis", url)

@@ -29,6 +29,7 @@ class TestHnsw(Database):
 
 class TestHalfPrecision(Database):
     recall = 0.95
+    many = 1_000
 
     def make_index(self, metric: Metric) -> PgvectorIndex:
         name = f"t_{secrets.token_hex(8)}"

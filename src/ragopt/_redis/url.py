@@ -33,7 +33,7 @@ def read_url(url: str) -> Place:
     except (ValueError, TypeError, AttributeError, require("redis", "redis").RedisError):
         # The driver's own words may quote a part of the password.
         raise InvalidInput(
-            "The URL of a Redis store cannot be read.",
+            "The Redis URL cannot be read.",
             fix="Write it as redis://user:password@host:6379/0, redis://host1,host2?cluster=true "
             "or redis+sentinel://host1,host2/mymaster/0, with special characters of the password "
             "percent-encoded, options by redis-py's names, and without decode_responses.",

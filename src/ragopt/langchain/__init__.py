@@ -4,7 +4,11 @@ from ragopt._imports import require
 
 require("langchain_core", "langchain")
 
-from ragopt.langchain.backends import FaissVectorStore, PGVectorStore  # noqa: E402
+from ragopt.langchain.backends import (  # noqa: E402
+    FaissVectorStore,
+    PGVectorStore,
+    RedisVectorStore,
+)
 from ragopt.langchain.bge_m3 import BGEM3Embeddings  # noqa: E402
 from ragopt.langchain.caches import LLMCache  # noqa: E402
 from ragopt.langchain.chains import CachedChain  # noqa: E402
@@ -28,4 +32,5 @@ __all__ = [
     "IndexVectorStore",
     "LLMCache",
     "PGVectorStore",
+    "RedisVectorStore",
 ]

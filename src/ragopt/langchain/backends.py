@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 from langchain_core.embeddings import Embeddings
 
 from ragopt.errors import InvalidInput
 from ragopt.fusion import By
+from ragopt.indexes._faiss_kinds import Kind
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.indexes.pgvector import PgvectorIndex
+from ragopt.indexes.redis import RedisIndex
 from ragopt.langchain.vectorstores import IndexVectorStore
 from ragopt.protocols import Embedder
 from ragopt.types import Metric
@@ -23,7 +25,7 @@ class FaissVectorStore(IndexVectorStore):
         embedding: LangChain embeddings or a ragopt embedder.
         index: A ``FaissIndex`` that is there already; a new one if None.
         metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
+        kind: ``flat`` is exact, ``auto`` becomes faster as it grows; see ``FaissIndex``.
         by: ``"dense"``, ``"sparse"`` or a ``Fusion``; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``FaissIndex``.
 
@@ -39,7 +41,7 @@ class FaissVectorStore(IndexVectorStore):
         *,
         index: FaissIndex | None = None,
         metric: Metric | str = Metric.COSINE,
-        kind: Literal["flat", "hnsw"] = "flat",
+        kind: Kind = "flat",
         by: By = "dense",
         **index_options: Any,
     ) -> None:
@@ -108,3 +110,35 @@ class PGVectorStore(IndexVectorStore):
                 )
             index = PgvectorIndex(connection, table_name, metric=metric, **index_options)
         super().__init__(index, embedding, by=by)
+
+
+class RedisVectorStore(IndexVectorStore):
+    """Redis with its query engine: see ``RedisIndex``. Searches are dense.
+
+    Args:
+        embedding: LangChain embeddings or a ragopt embedder.
+        index: A ``RedisIndex`` that is there already; a new one if None.
+        redis_url: Of a new index.
+        index_name: Of a new index. It is made if it is not there.
+        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        index_options: Other arguments of a new ``RedisIndex``.
+
+    Examples:
+        >>> store = RedisVectorStore(OpenAIEmbeddings(), redis_url="redis://localhost:6379")
+    """
+
+    index: RedisIndex
+
+    def __init__(
+        self,
+        embedding: Embeddings | Embedder,
+        *,
+        index: RedisIndex | None = None,
+        redis_url: str = "redis://localhost:6379",
+        index_name: str = "langchain_passages",
+        metric: Metric | str = Metric.COSINE,
+        **index_options: Any,
+    ) -> None:
+        if index is None:
+            index = RedisIndex(redis_url, index_name, metric=metric, **index_options)
+        super().__init__(index, embedding)

@@ -4,7 +4,11 @@ from ragopt._imports import require
 
 require("llama_index.core", "llama-index")
 
-from ragopt.llama_index.backends import FaissVectorStore, PGVectorStore  # noqa: E402
+from ragopt.llama_index.backends import (  # noqa: E402
+    FaissVectorStore,
+    PGVectorStore,
+    RedisVectorStore,
+)
 from ragopt.llama_index.bge_m3 import BGEM3Embedding, BGEM3SparseEmbedding  # noqa: E402
 from ragopt.llama_index.embeddings import CachedEmbedding, EmbedderEmbedding  # noqa: E402
 from ragopt.llama_index.events import CacheEvent  # noqa: E402
@@ -29,4 +33,5 @@ __all__ = [
     "FaissVectorStore",
     "IndexVectorStore",
     "PGVectorStore",
+    "RedisVectorStore",
 ]

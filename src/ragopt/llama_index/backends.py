@@ -10,8 +10,10 @@ from fsspec.implementations.local import LocalFileSystem
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 
 from ragopt.errors import InvalidInput
+from ragopt.indexes._faiss_kinds import Kind
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.indexes.pgvector import PgvectorIndex
+from ragopt.indexes.redis import RedisIndex
 from ragopt.llama_index.embeddings import EmbedderEmbedding
 from ragopt.llama_index.vector_stores import IndexVectorStore
 from ragopt.protocols import Embedder
@@ -26,7 +28,7 @@ class FaissVectorStore(IndexVectorStore):
     Args:
         index: A ``FaissIndex`` that is there already; a new one if None.
         metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        kind: ``flat`` is exact, ``hnsw`` is fast from some ten thousand texts on.
+        kind: ``flat`` is exact, ``auto`` becomes faster as it grows; see ``FaissIndex``.
         sparse: What makes sparse vectors; see ``IndexVectorStore``.
         fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``FaissIndex``.
@@ -41,7 +43,7 @@ class FaissVectorStore(IndexVectorStore):
         index: FaissIndex | None = None,
         *,
         metric: Metric | str = Metric.COSINE,
-        kind: Literal["flat", "hnsw"] = "flat",
+        kind: Kind = "flat",
         sparse: Sparse = None,
         fusion: Literal["rrf", "relative"] = "rrf",
         **index_options: Any,
@@ -121,3 +123,36 @@ class PGVectorStore(IndexVectorStore):
     def class_name(cls) -> str:
         """Name of the class in serialised components."""
         return "PGVectorStore"
+
+
+class RedisVectorStore(IndexVectorStore):
+    """Redis with its query engine: see ``RedisIndex``. Searches are dense.
+
+    Args:
+        index: A ``RedisIndex`` that is there already; a new one if None.
+        redis_url: Of a new index.
+        index_name: Of a new index. It is made if it is not there.
+        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        index_options: Other arguments of a new ``RedisIndex``.
+
+    Examples:
+        >>> store = RedisVectorStore(redis_url="redis://localhost:6379")
+    """
+
+    def __init__(
+        self,
+        index: RedisIndex | None = None,
+        *,
+        redis_url: str = "redis://localhost:6379",
+        index_name: str = "llamaindex_nodes",
+        metric: Metric | str = Metric.COSINE,
+        **index_options: Any,
+    ) -> None:
+        if index is None:
+            index = RedisIndex(redis_url, index_name, metric=metric, **index_options)
+        super().__init__(index)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name of the class in serialised components."""
+        return "RedisVectorStore"

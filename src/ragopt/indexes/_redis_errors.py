@@ -1,0 +1,55 @@
+"""What the query engine's refusals mean, as sentences."""
+
+from __future__ import annotations
+
+import re
+
+from ragopt.errors import InvalidInput, StorageError
+
+_MISSING = re.compile(r"no such index|unknown index|index not found", re.IGNORECASE)
+
+
+def explained(error: StorageError, name: str, where: str) -> StorageError:
+    """Return the error for what a server with an index refused.
+
+    Args:
+        error: What the driver's error was turned into.
+        name: The index.
+        where: The server.
+    """
+    cause = str(error.__cause__).lower()
+    if "unknown command" in cause and "ft." in cause:
+        return StorageError(
+            f"The Redis server at {where} has no query engine.",
+            fix="Use Redis 8, Redis Stack, or load the module redisearch.so (2.10 or later).",
+        )
+    if "index on db != 0" in cause:
+        return StorageError(
+            f"The index {name!r} cannot be made: Redis searches database 0 alone.",
+            fix="End the URL in /0 or leave the number out.",
+        )
+    if "limit exceeds maximum" in cause:
+        return StorageError(
+            f"More records of the index {name!r} were asked for than Redis returns at once.",
+            fix="Ask for a smaller k, or raise the server's setting MAXSEARCHRESULTS.",
+        )
+    return error
+
+
+def is_missing(error: StorageError) -> bool:
+    """Whether the server said that it has no such index."""
+    return _MISSING.search(str(error.__cause__)) is not None
+
+
+def is_duplicate(error: StorageError) -> bool:
+    """Whether the server said that it has this index, or this field of it, already."""
+    cause = str(error.__cause__)
+    return "already exists" in cause or "Duplicate field" in cause
+
+
+def no_cluster(where: str) -> InvalidInput:
+    """Return the error for a cluster."""
+    return InvalidInput(
+        f"The Redis servers at {where} are a cluster, of which a search would see one server.",
+        fix="Give the URL of a single server or of a Sentinel.",
+    )

@@ -1,0 +1,188 @@
+"""Records as Redis hashes: keys, bytes of vectors, and the replies of searches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragopt.codecs import decode_value, encode_value
+from ragopt.errors import InvalidInput
+from ragopt.indexes._redis_filters import TAGS, tokens_of
+from ragopt.types import Dense, Embedding, Metric, Record, RecordBatch
+
+T = TypeVar("T")
+
+Found: TypeAlias = tuple[bytes, dict[bytes, bytes]]  # the key of a record, and fields of it
+VectorPrecision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+PRECISIONS = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
+VECTOR, SEQ, DISTANCE = "vector", "seq", "distance"
+PLAIN = ("text", "metadata", "document")
+EMBEDDED = (VECTOR, "norm")
+
+_TINY = 1e-300  # no length of float32 numbers is, but 0
+_LONGEST = 60_000  # bytes of a key: the query engine counts them in 16 bits
+
+
+class Row(NamedTuple):
+    """A record that is ready to be stored, but for its vector."""
+
+    key: bytes
+    words: tuple[bytes | str, ...]
+    numbers: frozenset[str]
+
+
+class Keys:
+    """The keys of records.
+
+    The query engine reads a key up to its first NUL, so an id is written without one.
+
+    Args:
+        prefix: What all keys begin with.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix.encode()
+
+    def of(self, id_: str) -> bytes:
+        """Return the key of a record."""
+        raw = id_.encode("utf-8", "surrogatepass")
+        return self.prefix + raw.replace(b"\\", b"\\\\").replace(b"\0", b"\\0")
+
+    def id_of(self, key: bytes) -> str:
+        """Return the id of the record with a key."""
+        raw = key[len(self.prefix) :]
+        if b"\\" in raw:
+            parts = (part.replace(b"\\0", b"\0") for part in raw.split(b"\\\\"))
+            raw = b"\\".join(parts)
+        return raw.decode("utf-8", "surrogatepass")
+
+
+def rows_of(keys: Keys, records: RecordBatch) -> list[Row]:
+    """Encode a batch, all but its vectors.
+
+    Raises:
+        InvalidInput: Metadata cannot be stored, or an id is too long.
+    """
+    rows = []
+    columns = records.ids, records.texts, records.metadatas or (), records.document_ids or ()
+    for id_, text, metadata, document_id in zip(*columns, strict=True):
+        key = keys.of(id_)
+        if len(key) > _LONGEST:
+            raise InvalidInput(
+                f"The id {id_[:40]!r}... has {len(id_)} characters. Nothing was stored.",
+                fix=f"Redis can search keys of up to {_LONGEST} bytes; use a digest of the id.",
+            )
+        tokens, numbers = tokens_of(id_, document_id, metadata)
+        words: list[bytes | str] = [
+            *("text", text.encode("utf-8", "surrogatepass"), "metadata", encode_value(metadata)),
+            *(TAGS, ",".join(tokens)),
+        ]
+        if document_id is not None:
+            words += "document", document_id.encode("utf-8", "surrogatepass")
+        for field, number in numbers.items():
+            words += field, repr(number)
+        rows.append(Row(key, tuple(words), frozenset(numbers)))
+    return rows
+
+
+class Vectors:
+    """Vectors as bytes, and back.
+
+    For the cosine they are stored at length 1, with the length beside them: the engine then takes
+    inner products, which a zero vector has as well (0 with everything), and no cosine.
+
+    Args:
+        metric: How vectors are compared.
+        precision: The numbers that are stored.
+    """
+
+    def __init__(self, metric: Metric, precision: VectorPrecision) -> None:
+        self._metric = metric
+        self._precision = precision
+
+    def pack(self, vectors: Dense, what: str) -> tuple[list[bytes], list[float] | None]:
+        """Return the bytes of each vector and, for the cosine, its length.
+
+        Raises:
+            InvalidInput: A number is too large for the precision.
+        """
+        norms = None
+        if self._metric is Metric.COSINE:
+            # In double precision: squares of large numbers overflow in single precision.
+            square = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+            norms = np.sqrt(square)
+            vectors = (vectors / np.maximum(norms, _TINY)[:, None]).astype(np.float32)
+        packed: NDArray[Any] = vectors
+        if self._precision == "bfloat16":
+            packed = _bfloat16(vectors)
+        elif self._precision == "float16":
+            with np.errstate(over="ignore"):
+                packed = vectors.astype(np.float16)
+            if not np.isfinite(packed).all():
+                raise InvalidInput(
+                    f"A {what} vector holds a number above 65504, which float16 does not have. "
+                    "Nothing was changed.",
+                    fix='Use precision="float32" or "bfloat16".',
+                )
+        return [row.tobytes() for row in packed], None if norms is None else norms.tolist()
+
+    def unpack(self, blob: bytes, norm: bytes | None) -> Dense:
+        """Return a vector from its bytes and its length."""
+        if self._precision == "bfloat16":
+            vector = (np.frombuffer(blob, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif self._precision == "float16":
+            vector = np.frombuffer(blob, "<f2").astype(np.float32)
+        else:
+            vector = np.frombuffer(blob, "<f4").astype(np.float32)
+        return vector if norm is None else np.asarray(vector * float(norm), dtype=np.float32)
+
+    def score(self, distance: float) -> float:
+        """Return the score that a distance of the engine means."""
+        return -(max(distance, 0.0) ** 0.5) if self._metric is Metric.L2 else 1.0 - distance
+
+
+def _bfloat16(vectors: Dense) -> NDArray[np.uint16]:
+    """Round float32 to its upper half, to the nearest and from the middle to the even one."""
+    bits = np.ascontiguousarray(vectors).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def found(reply: Sequence[Any]) -> list[Found]:
+    """Return the keys and the fields out of the reply to FT.SEARCH.
+
+    A record without fields was removed while the server answered.
+    """
+    pairs = zip(reply[1::2], reply[2::2], strict=True)
+    return [
+        (key, dict(zip(values[::2], values[1::2], strict=True))) for key, values in pairs if values
+    ]
+
+
+def plain_of(fields: Mapping[bytes, bytes]) -> tuple[str, dict[str, Any], str | None]:
+    """Return text, metadata and document id."""
+    document = fields.get(b"document")
+    return (
+        fields.get(b"text", b"").decode("utf-8", "surrogatepass"),
+        decode_value(fields[b"metadata"]),
+        None if document is None else document.decode("utf-8", "surrogatepass"),
+    )
+
+
+def embedding_of(fields: Mapping[bytes, bytes], vectors: Vectors) -> Embedding:
+    """Return the embedding, empty where it was not asked for."""
+    blob = fields.get(b"vector")
+    return Embedding(None if blob is None else vectors.unpack(blob, fields.get(b"norm")))
+
+
+def record_of(id_: str, fields: Mapping[bytes, bytes], vectors: Vectors) -> Record:
+    """Return a record from the fields that were asked for."""
+    return Record(id_, *plain_of(fields), embedding_of(fields, vectors))
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut a sequence into parts of a size; the last one may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,384 @@
+"""What a Redis index is on its server: made by whoever comes first, checked by the others.
+
+Beside the index of the query engine there is one hash, which says what the index was made for. It
+holds
+
+* ``schema``: dimension, metric, kind, precision, and a token of this making of the index;
+* the name of each NUMERIC field for metadata, with the token of the making that has it;
+* ``version``, replaced with every change, and ``seq``, the number of the last record added;
+* ``filling``, while the engine reads the records again that an index lost.
+
+All keys of an index share a hash tag: on a cluster they would be on one server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from ragopt._redis.servers import RedisServers
+from ragopt._runtime import Runtime
+from ragopt.errors import (
+    BackendUnavailable,
+    CorruptData,
+    DimensionMismatch,
+    InvalidInput,
+    StorageError,
+)
+from ragopt.indexes._redis_errors import explained, is_duplicate, is_missing, no_cluster
+from ragopt.indexes._redis_filters import TAGS
+from ragopt.indexes._redis_records import PRECISIONS, SEQ, VECTOR, VectorPrecision
+from ragopt.types import Metric
+
+Kind: TypeAlias = Literal["hnsw", "flat"]
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{0,128}")
+_FIELDS = 1_000  # the engine takes 1,024 in all
+_FILLING = b"filling"
+_PAUSE = 0.02  # seconds between two looks at an index that is being filled
+TRIES = 3  # times to begin again after another process removed the index
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What an index was made for, and a token of its making."""
+
+    dimension: int
+    metric: str
+    kind: str
+    precision: str
+    token: str
+
+    def dump(self) -> bytes:
+        """Write it as it stands in Redis."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def load(cls, text: bytes) -> Made:
+        """Read what ``dump`` wrote."""
+        return cls(**json.loads(text))
+
+
+class RedisSchema:
+    """One index of the query engine, and the hash beside it.
+
+    Args:
+        servers: Where it is.
+        name: Name of the index.
+        prefix: What all its keys begin with.
+        metric: How vectors are compared.
+        kind: ``"hnsw"`` or ``"flat"``.
+        m: Links of a node of the HNSW graph.
+        ef_construction: Candidates while the graph is built.
+        precision: The numbers that are stored.
+        dimension: Length of the vectors, where it is known.
+        timeout: Seconds to wait for an index that another process fills.
+    """
+
+    def __init__(
+        self,
+        servers: RedisServers,
+        name: str,
+        prefix: str,
+        *,
+        metric: Metric,
+        kind: Kind,
+        m: int,
+        ef_construction: int,
+        precision: VectorPrecision,
+        dimension: int | None,
+        timeout: float,
+    ) -> None:
+        if not _NAME.fullmatch(name) or not _PREFIX.fullmatch(prefix):
+            raise InvalidInput(
+                f"{name!r} with the prefix {prefix!r} cannot be the name of a Redis index.",
+                fix="Use up to 128 letters, digits, _ . and - for the name; : and / as well for "
+                "the prefix.",
+            )
+        self._servers = servers
+        self.name = name
+        self.index = f"{prefix}{{{name}}}"  # braces, or ("a.", "b") and ("a", ".b") were one
+        self.records = f"{self.index}:r:"
+        self.meta = f"{self.index}:meta".encode()
+        self._metric = metric
+        self._kind = kind
+        self._graph = ("M", m, "EF_CONSTRUCTION", ef_construction) if kind == "hnsw" else ()
+        self._precision = precision
+        self._timeout = timeout
+        self._given = dimension
+        self.dimension = dimension
+        self.made: Made | None = None  # as far as is known
+        self.fields: frozenset[str] = frozenset()  # NUMERIC ones for metadata
+        self._filling = False
+
+    async def ask(self, io: Runtime, *commands: tuple[Any, ...]) -> list[Any]:
+        """Send commands in one round trip to the server that has the index."""
+        try:
+            return await self._servers.ask(io, [(self.meta, words) for words in commands])
+        except BackendUnavailable:
+            raise
+        except StorageError as error:
+            raise explained(error, self.name, self._servers.name) from error.__cause__
+
+    async def query(self, io: Runtime, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+        """Send queries about the index; None if there is none, which another process may see to."""
+        if not await self.opened(io):
+            return None
+        try:
+            return await self.ask(io, *commands)
+        except BackendUnavailable:
+            raise
+        except StorageError as error:
+            # It may have become an index of another dimension, which is the better error.
+            if not await self.opened(io, again=True):
+                return None
+            if not is_missing(error):
+                raise
+        return await self.ask(io, *commands)
+
+    async def opened(self, io: Runtime, again: bool = False) -> bool:
+        """Learn what the index is, unless that is known; False if there is none yet.
+
+        Raises:
+            DimensionMismatch: It has another dimension.
+            InvalidInput: It was made for another metric, kind or precision, or is in a cluster.
+            StorageError: It was not made by ragopt, or there is no query engine.
+        """
+        return (self.made is not None and not again) or await self._open(io)
+
+    async def prepare(
+        self, io: Runtime, dimension: int, fields: Collection[str], again: bool = False
+    ) -> None:
+        """Make what is missing of the index, before records with such vectors and numbers."""
+        for left in reversed(range(TRIES)):
+            try:
+                if not await self.opened(io, again):
+                    await self._create(io, dimension)
+                assert self.made is not None
+                self._check(self.made, dimension)
+                await self._add_fields(io, fields)
+            except StorageError as error:
+                if not is_missing(error) or not left:
+                    raise
+                again = True  # another process removed it
+            else:
+                return
+
+    async def _open(self, io: Runtime) -> bool:
+        if self.made is None:
+            await self._refuse_cluster(io)
+        for _ in range(2):
+            # In this order: an index that is made meanwhile is never taken for a stranger's.
+            is_there = await self._is_there(io)
+            if await self.refresh(io):
+                if not is_there:  # somebody died before it was made, or dropped it by hand
+                    await self.ask(io, ("HSET", self.meta, _FILLING, 1))
+                    await self._define(io, scan=True)
+                if self._filling or not is_there:
+                    await self._filled(io)
+                return True
+            if not is_there:
+                self.made, self.fields = None, frozenset()
+                return False
+        raise StorageError(
+            f"The Redis index {self.index!r} exists and was not made by ragopt.",
+            fix="Nothing was written to it. Give another name or prefix.",
+        )
+
+    async def refresh(self, io: Runtime) -> bool:
+        """Learn which fields there are now; False if there is no index."""
+        (meta,) = await self.ask(io, ("HGETALL", self.meta))
+        values = dict(zip(meta[::2], meta[1::2], strict=True))
+        self._filling = _FILLING in values
+        if text := values.get(b"schema"):
+            self._learn(text, values)
+        return text is not None
+
+    async def _refuse_cluster(self, io: Runtime) -> None:
+        try:
+            (info,) = await self.ask(io, ("INFO", "cluster"))
+        except BackendUnavailable:
+            raise
+        except StorageError:
+            return  # the user may not ask; what a cluster does not store is refused all the same
+        if b"cluster_enabled:1" in info:
+            raise no_cluster(self._servers.name)
+
+    def _learn(self, text: bytes, values: Mapping[bytes, bytes]) -> None:
+        try:
+            made = Made.load(text)
+        except (TypeError, ValueError) as error:
+            raise CorruptData(
+                f"What is stored about the Redis index {self.name!r} cannot be read.",
+                fix="It may come from a later version of ragopt. Give another name or prefix.",
+            ) from error
+        for what, known, wanted in (
+            ("metric", made.metric, str(self._metric)),
+            ("kind", made.kind, self._kind),
+            ("precision", made.precision, self._precision),
+        ):
+            if known != wanted:
+                raise InvalidInput(
+                    f"The Redis index {self.name!r} was made for the {what} {known!r}, not for "
+                    f"{wanted!r}.",
+                    fix=f"Open it with its own {what}, or give another name.",
+                )
+        token = made.token.encode()
+        fields = frozenset(name.decode() for name, value in values.items() if value == token)
+        self._check(made, self.dimension)
+        self.made, self.fields, self.dimension = made, fields, made.dimension
+
+    def _check(self, made: Made, dimension: int | None) -> None:
+        if dimension is not None and made.dimension != dimension:
+            raise DimensionMismatch(
+                f"The Redis index {self.name!r} holds vectors of dimension {made.dimension}, not "
+                f"{dimension}. Nothing was changed.",
+                fix="Use the embedding model that the index was made with, or give another name.",
+            )
+
+    async def _is_there(self, io: Runtime) -> bool:
+        try:
+            await self.ask(io, ("FT.SEARCH", self.index, "*", "LIMIT", 0, 0))
+        except StorageError as error:
+            if not is_missing(error):
+                raise
+            return False
+        return True
+
+    async def _create(self, io: Runtime, dimension: int) -> None:
+        """Make the index; any number of processes may try at once, and the first one decides."""
+        ours = self._new(dimension).dump()
+        won, text = await self.ask(
+            io, ("HSETNX", self.meta, "schema", ours), ("HGET", self.meta, "schema")
+        )
+        self._learn(text, {})
+        try:
+            await self._define(io, scan=not won)
+        except BackendUnavailable:
+            raise
+        except StorageError:
+            self.made = None
+            if won:  # nobody else has made it either
+                await self.ask(io, ("HDEL", self.meta, "schema"))
+            raise
+
+    def _new(self, dimension: int) -> Made:
+        token = secrets.token_hex(8)
+        return Made(dimension, str(self._metric), self._kind, self._precision, token)
+
+    def _definition(self, made: Made, scan: bool) -> tuple[Any, ...]:
+        """Return the words of FT.CREATE, without the fields for metadata."""
+        how = (
+            *("TYPE", PRECISIONS[made.precision], "DIM", made.dimension),
+            *("DISTANCE_METRIC", "L2" if made.metric == Metric.L2 else "IP", *self._graph),
+        )
+        return (
+            *("FT.CREATE", self.index, "ON", "HASH", "PREFIX", 1, self.records),
+            *(() if scan else ("SKIPINITIALSCAN",)),
+            *("SCHEMA", TAGS, "TAG", "SEPARATOR", ",", "CASESENSITIVE", SEQ, "NUMERIC", "SORTABLE"),
+            *(VECTOR, "VECTOR", made.kind.upper(), len(how), *how),
+        )
+
+    async def _define(self, io: Runtime, *, scan: bool) -> None:
+        assert self.made is not None
+        fields = [word for field in sorted(self.fields) for word in (field, "NUMERIC")]
+        try:
+            await self.ask(io, (*self._definition(self.made, scan), *fields))
+        except StorageError as error:
+            if not is_duplicate(error):
+                raise
+
+    async def _filled(self, io: Runtime) -> None:
+        """Wait until an index that found records has taken them all in.
+
+        Only then is the server asked, which takes it half a second for a million records.
+        """
+        until = time.monotonic() + self._timeout
+        while True:
+            info = await self.info(io)
+            if not int(info.get(b"indexing", 0)):
+                await self.ask(io, ("HDEL", self.meta, _FILLING))
+                return
+            if time.monotonic() > until:
+                share = float(info.get(b"percent_indexed", 0))
+                raise BackendUnavailable(
+                    f"The Redis index {self.name!r} is being filled again: {share:.0%} is done.",
+                    fix="Try again later, or raise timeout.",
+                )
+            await io.sleep(_PAUSE)
+
+    async def _add_fields(self, io: Runtime, names: Collection[str]) -> None:
+        """Make NUMERIC fields before the first record that has them is stored.
+
+        So no record has to be looked at again, which would insert its vector anew. Beyond the
+        number of fields that the engine takes, filters are decided in Python.
+        """
+        assert self.made is not None
+        new = sorted(set(names) - self.fields)[: _FIELDS - len(self.fields)]
+        if not new:
+            return
+        try:
+            await self._alter(io, new)
+        except StorageError as error:
+            if not is_duplicate(error):
+                raise
+            for name in new:  # another process was first with some of them
+                try:
+                    await self._alter(io, [name])
+                except StorageError as again:
+                    if not is_duplicate(again):
+                        raise
+        token = self.made.token
+        await self.ask(io, ("HSET", self.meta, *(word for name in new for word in (name, token))))
+        self.fields |= set(new)
+
+    async def _alter(self, io: Runtime, names: Iterable[str]) -> None:
+        fields = (word for name in names for word in (name, "NUMERIC"))
+        await self.ask(io, ("FT.ALTER", self.index, "SKIPINITIALSCAN", "SCHEMA", "ADD", *fields))
+
+    def change(self) -> tuple[Any, ...]:
+        """Return the command that replaces the version."""
+        return "HSET", self.meta, "version", secrets.token_hex(8)
+
+    async def clear(self, io: Runtime) -> int:
+        """Remove all records at once, by making the index anew; return how many there were."""
+        assert self.made is not None
+        new = self._new(self.made.dimension)
+        *_, outcomes = await self.ask(
+            io,
+            ("MULTI",),
+            ("FT.SEARCH", self.index, "*", "LIMIT", 0, 0),
+            ("FT.DROPINDEX", self.index, "DD"),
+            ("HSET", self.meta, "schema", new.dump()),
+            self._definition(new, scan=False),
+            self.change(),
+            ("EXEC",),
+        )
+        counted, _, _, defined, _ = outcomes
+        if isinstance(defined, Exception):  # an index by hand, between the two: all is left to open
+            self.made = None
+            raise StorageError(
+                f"The Redis index {self.name!r} was emptied and not made anew ({defined}).",
+                fix="Use it again: what is missing is made at the next operation.",
+            )
+        self.made, self.fields = new, frozenset()
+        return 0 if isinstance(counted, Exception) else int(counted[0])
+
+    async def drop(self, io: Runtime) -> None:
+        """Remove the index, its records and what is stored about it; a stranger's stays."""
+        (ours,) = await self.ask(io, ("HEXISTS", self.meta, "schema"))
+        if ours:
+            remove = ("FT.DROPINDEX", self.index, "DD"), ("DEL", self.meta)
+            await self.ask(io, ("MULTI",), *remove, ("EXEC",))
+        self.made, self.fields, self.dimension = None, frozenset(), self._given
+
+    async def info(self, io: Runtime) -> dict[bytes, Any]:
+        """Return what FT.INFO says."""
+        (reply,) = await self.ask(io, ("FT.INFO", self.index))
+        return dict(zip(reply[::2], reply[1::2], strict=True))
