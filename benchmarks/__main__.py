@@ -23,14 +23,18 @@ _ROWS = {
     "faiss-search": "searching it, k=10",
     "llm-cache": "an exact answer of 2 KB from the cache, on disk and in memory",
     "llm-redis": "the same out of Redis",
+    "redis-search": "searching 5,000 vectors in an HNSW index on Redis, k=10",
     "postgres": "adding 2,000 records to PostgreSQL, and searching 5,000 with HNSW",
 }
 _LONG_ROWS = {
-    "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, and one question, in each engine",
+    "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, in each engine",
+    "bge-m3-question": "the same model: one question",
 }
 _REPORTS = {
     "int8": "what int8 changes in the vectors of a real model, and what it brings",
     "batching": "concurrent questions to a real model, one by one and gathered",
+    "faiss-auto": "one question to 50,000 x 1,024 in FAISS: what auto saves and misses",
+    "event-loop": "200 searches at once on one event loop, and how long they keep it",
     "zipf": "a Zipf stream of questions through ragopt's caches",
     "policies": "what a full memory store keeps, against other policies",
     "inserts": "memory and throughput over a million inserts",
@@ -49,6 +53,7 @@ _PACKAGES = (
     "langchain-classic",
     "langchain-community",
     "langchain-redis",
+    "redisvl",
     "redis",
     "llama-index-core",
     "llama-index-vector-stores-faiss",

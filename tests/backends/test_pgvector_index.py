@@ -11,15 +11,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from threading import Thread, main_thread
 from traceback import format_exception
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tests.services import free_port
 
 from ragopt import _portal
@@ -33,15 +31,12 @@ from ragopt.errors import (
 )
 from ragopt.filters import (
     And,
-    Compare,
     Documents,
     F,
-    Filter,
     Ids,
     Not,
     Or,
     Where,
-    compile_filter,
 )
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.types import Embedding, EmbeddingBatch, RecordBatch
@@ -404,110 +399,6 @@ class TestSearch:
         index = make(4)
         index.add(batch(["a", "b"]))
         assert [hit.id for hit in index.search(query(1, 0.1, 0, 0), min_score=0.9)] == ["a"]
-
-
-# -- filters: PostgreSQL and Python agree --------------------------------------------------------
-
-KEYS = ["a", "b", "key with. dots"]
-ZONES = st.sampled_from([UTC, timezone(timedelta(hours=9)), timezone(timedelta(hours=-3.5))])
-INSTANTS = st.datetimes(datetime(2024, 1, 1), datetime(2024, 1, 2))
-TEXTS = st.one_of(
-    st.text("abAB%_\\'\"ßẞſKİıé日\n.", max_size=4),
-    st.sampled_from(["", "true", "1", "2024-01-01", "straße", "STRASSE"]),
-)
-NUMBERS = st.one_of(
-    st.integers(-2, 3),
-    st.sampled_from([2**53, 2**53 + 1, 10**23, 0.5, -0.0, 1e23, 2.0**53, 1e-7, 5e-324, 1e300]),
-    st.sampled_from([math.inf, -math.inf, math.nan, 0.1, 0.30000000000000004, 3.0]),
-)
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    TEXTS,
-    st.dates(date(2024, 1, 1), date(2024, 1, 3)),
-    INSTANTS,
-    st.builds(datetime.replace, INSTANTS.map(lambda at: at.replace(microsecond=0)), tzinfo=ZONES),
-)
-VALUES = st.one_of(
-    SCALARS,
-    st.lists(SCALARS, max_size=3),
-    st.lists(SCALARS, max_size=3).map(tuple),
-    st.dictionaries(st.sampled_from(["a", "$date", "$float", "$tuple"]), SCALARS, max_size=2),
-    st.lists(st.lists(SCALARS, max_size=2), max_size=2),
-)
-PATTERNS = st.text("ab%_\\ßé日\n", min_size=1, max_size=4)
-COMPARISONS = st.one_of(
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "contains"]),
-        SCALARS,
-    ),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["in", "not_in", "any", "all"]),
-        st.lists(SCALARS, max_size=4),
-    ),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["text_match", "text_match_insensitive", "like"]),
-        st.one_of(PATTERNS, TEXTS.filter(bool), st.just("\0")),
-    ),
-    st.builds(Compare, st.sampled_from(KEYS), st.sampled_from(["is_empty", "exists"])),
-)
-FILTERS: st.SearchStrategy[Filter] = st.recursive(
-    st.one_of(
-        COMPARISONS,
-        st.builds(Ids, st.lists(st.sampled_from(["0", "1", "2", "no"]), max_size=3)),
-        st.builds(Documents, st.lists(st.sampled_from(["d0", "d1", "no"]), max_size=2)),
-    ),
-    lambda inner: st.one_of(
-        st.builds(Not, inner),
-        st.builds(And, st.lists(inner, min_size=1, max_size=3).map(tuple)),
-        st.builds(Or, st.lists(inner, min_size=1, max_size=3).map(tuple)),
-    ),
-    max_leaves=4,
-)
-METADATA = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3)
-
-
-@pytest.fixture(scope="module")
-def shared(postgres_dsn: str) -> Iterator[PgvectorIndex]:
-    index = PgvectorIndex(postgres_dsn, "filters", 2, index="none")
-    yield index
-    index.close()
-
-
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(metadatas=st.lists(METADATA, min_size=1, max_size=8), filters=st.lists(FILTERS, max_size=6))
-def test_filters_mean_what_they_mean_in_python(
-    shared: PgvectorIndex, metadatas: list[dict[str, Any]], filters: list[Filter]
-) -> None:
-    shared.clear()
-    ids = [str(row) for row in range(len(metadatas))]
-    documents = [f"d{row % 3}" if row % 3 else None for row in range(len(metadatas))]
-    shared.add(batch(ids, np.ones((len(ids), 2)), metadatas, documents))
-    # Each comparison by itself, too: in a larger filter, another part may hide its fault.
-    for where in filters:
-        passes = compile_filter(where)
-        wanted = [
-            id_
-            for id_, document, metadata in zip(ids, documents, metadatas, strict=True)
-            if passes(id_, document, metadata)
-        ]
-        assert [record.id for record in shared.find(where)] == wanted
-        assert [record.id for record in shared.find(where, limit=2)] == wanted[:2]
-        assert shared.count(where) == len(wanted)
-        assert [hit.id for hit in shared.search(query(1, 1), where=where)] == wanted
-    if filters:
-        assert shared.delete(filters[0]) == sum(
-            compile_filter(filters[0])(*row) for row in zip(ids, documents, metadatas, strict=True)
-        )
 
 
 # -- loops, threads, processes -------------------------------------------------------------------

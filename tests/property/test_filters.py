@@ -2,86 +2,28 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
+from tests.strategies import FILTERS, METADATA
 
-from ragopt import Embedding, EmbeddingBatch, F, FaissIndex, MemoryIndex, RecordBatch
+from ragopt import F
 from ragopt.errors import InvalidInput
 from ragopt.filters import (
     And,
     Compare,
-    Documents,
     Filter,
     Ids,
-    Not,
-    Or,
     Where,
     compile_filter,
     from_dict,
     to_filter,
 )
 
-KEYS = st.sampled_from(["a", "b", "Header 1"])
-SCALARS = st.sampled_from([0, 1, -1, 1.0, 0.5, True, False, "", "a", "ab", "A", "1", "日本", None])
-METADATA = st.dictionaries(KEYS, st.one_of(SCALARS, st.lists(SCALARS, max_size=3)))
-COMPARES = st.one_of(
-    st.builds(Compare, KEYS, st.sampled_from(["==", "!=", "<", "<=", ">", ">="]), SCALARS),
-    st.builds(Compare, KEYS, st.sampled_from(["in", "not_in", "any", "all"]), st.lists(SCALARS)),
-    st.builds(Compare, KEYS, st.just("contains"), SCALARS),
-    st.builds(Compare, KEYS, st.sampled_from(["is_empty", "exists"])),
-    st.builds(
-        Compare,
-        KEYS,
-        st.sampled_from(["text_match", "text_match_insensitive", "like"]),
-        st.sampled_from(["a", "A", "%b", "_", "日"]),
-    ),
-    st.builds(Ids, st.lists(st.sampled_from(["r0", "r1", "r7", "x"]))),
-    st.builds(Documents, st.lists(st.sampled_from(["d0", "d1", "x"]))),
-)
-FILTERS = st.recursive(
-    COMPARES,
-    lambda inner: st.one_of(
-        st.lists(inner, min_size=1, max_size=3).map(lambda parts: And(tuple(parts))),
-        st.lists(inner, min_size=1, max_size=3).map(lambda parts: Or(tuple(parts))),
-        inner.map(Not),
-    ),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(FILTERS, st.lists(METADATA, min_size=1, max_size=12), st.integers(0, 5), st.data())
-def test_every_exact_index_finds_the_same(
-    where: Filter, metadatas: list[dict[str, Any]], seed: int, data: st.DataObject
-) -> None:
-    size = len(metadatas)
-    ids = [f"r{i}" for i in range(size)]
-    documents = [f"d{i % 3}" if i % 4 else None for i in range(size)]
-    matrix = np.random.default_rng(seed).normal(size=(size, 4)).astype(np.float32)
-    records = RecordBatch(ids, ids, EmbeddingBatch.of_dense(matrix), metadatas, documents)
-    k = data.draw(st.integers(1, size))
-    match = compile_filter(where)
-    expected = [
-        id_ for id_, d, m in zip(ids, documents, metadatas, strict=True) if match(id_, d, m)
-    ]
-    results = []
-    for index in (MemoryIndex(), FaissIndex(), FaissIndex(kind="hnsw")):
-        index.add(records)
-        assert [record.id for record in index.find(where)] == expected
-        hits = index.search(Embedding(matrix[0]), k=k, where=where)
-        assert len(hits) == min(k, len(expected))
-        results.append([hit.id for hit in hits])
-        assert index.delete(where) == len(expected)
-        assert index.count() == size - len(expected)
-    assert results[0] == results[1] == results[2]
-
 
 @given(FILTERS, METADATA)
 def test_not_is_the_complement(where: Filter, metadata: dict[str, Any]) -> None:
     here, there = compile_filter(where), compile_filter(~where)
-    assert here("r0", "d0", metadata) != there("r0", "d0", metadata)
+    assert here("0", "d0", metadata) != there("0", "d0", metadata)
 
 
 def holds(where: Filter, **metadata: Any) -> bool:
