@@ -14,7 +14,7 @@ from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.schema import Document, TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
-from ragopt import F, HashingEmbedder, MemoryIndex, MemoryStore, TieredCache
+from ragopt import F, HashingEmbedder, MemoryIndex, MemoryStore, RedisIndex, TieredCache
 from ragopt.errors import InvalidInput
 from ragopt.fusion import Fusion
 from ragopt.indexes.pgvector import PgvectorIndex
@@ -107,6 +107,15 @@ class TestLangChain:
 def test_embeddings_without_sparse_vectors_are_refused() -> None:
     with pytest.raises(InvalidInput, match="needs sparse vectors"):
         FaissVectorStore(DeterministicFakeEmbedding(size=8), by=Fusion())
+
+
+def test_an_index_without_sparse_vectors_takes_none(redis_url: str) -> None:
+    index = RedisIndex(redis_url, f"t_{secrets.token_hex(8)}")
+    store = IndexVectorStore(index, EMBEDDER, by=Fusion())
+    with pytest.raises(InvalidInput, match="RedisIndex keeps no sparse vectors"):
+        store.add_texts(TEXTS)
+    assert index.count() == 0
+    index.close()
 
 
 def test_a_database_is_needed() -> None:

@@ -107,6 +107,7 @@ class IndexOperations(ABC):
         if not ids:
             return []
         vectors = self._check_vectors(records.embeddings, "record", ids)
+        self._check_kept(records.embeddings)
         if records.embeddings.sparse is not None:
             check_sparse(records.embeddings, "record", ids)
         check_columns(records)
@@ -210,6 +211,19 @@ class IndexOperations(ABC):
             ]
             for lists in zip(*found, strict=True)
         ]
+
+    def _check_kept(self, batch: EmbeddingBatch) -> None:
+        """Refuse vectors that would be lost."""
+        searched = type(self)._search_sparse is not IndexOperations._search_sparse
+        lost = {
+            "sparse vectors": batch.sparse is not None and not searched,
+            "multi-vectors": batch.multi is not None,
+        }
+        for kind in (kind for kind, is_lost in lost.items() if is_lost):
+            raise InvalidInput(
+                f"{type(self).__name__} keeps no {kind}. Nothing was stored.",
+                fix="Embed without them: outputs says which vectors are made.",
+            )
 
     def _check_vectors(
         self, batch: EmbeddingBatch, what: str, ids: Sequence[str] | None = None

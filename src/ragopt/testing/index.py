@@ -17,6 +17,8 @@ from ragopt.testing.faces import BothColours, Face
 from ragopt.testing.records import FILTERS, HOSTILE, METADATA, batch, exact_scores, vectors
 from ragopt.types import Embedding, EmbeddingBatch, Metric, Record, RecordBatch
 
+MULTI = EmbeddingBatch(vectors(1), None, [vectors(3)])
+
 
 class VectorIndexContract(BothColours):
     """Subclass it as ``Test...`` and write ``make_index``."""
@@ -324,6 +326,7 @@ class VectorIndexContract(BothColours):
             (batch(["a"], vectors(1), [{"x": object()}]), InvalidInput, "cannot be stored"),
             (batch(["a"], vectors(1), [{1: "x"}]), InvalidInput, "not a string"),  # type: ignore[dict-item]
             (RecordBatch(["a"], ["t"], EmbeddingBatch()), InvalidInput, "without a dense"),
+            (RecordBatch(["a"], ["t"], MULTI), InvalidInput, "keeps no multi-vectors"),
         ],
     )
     def test_a_bad_batch_changes_nothing(
