@@ -72,12 +72,16 @@ def type_of(index: FaissIndex) -> str:
     return type(index._index).__name__
 
 
+# It trains for longer than all others together.
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "ivf_pq")) for kind in RECALLS]
+
+
 @pytest.fixture(scope="module")
 def array() -> Dense:
     return clustered()
 
 
-@pytest.mark.parametrize("kind", RECALLS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_recall_with_filters_deletes_and_files(kind: str, array: Dense, tmp_path: Path) -> None:
     index = made(kind, train_at=10_000)
     index.add(records(array))

@@ -603,7 +603,7 @@ def filtered(request: pytest.FixtureRequest, make: Make, monkeypatch: pytest.Mon
 
 
 @settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

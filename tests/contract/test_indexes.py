@@ -142,6 +142,7 @@ class TestFaissSq8(Decoded):
     becomes = "IndexScalarQuantizer"
 
 
+@pytest.mark.slow  # it trains for longer than all others
 class TestFaissIvfPq(Decoded):
     __test__ = True
     options: ClassVar[dict[str, Any]] = {

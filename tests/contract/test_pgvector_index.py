@@ -27,6 +27,7 @@ class TestHnsw(Database):
         return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", metric=metric)
 
 
+@pytest.mark.slow
 class TestHalfPrecision(Database):
     recall = 0.95
     many = 1_000
@@ -47,6 +48,7 @@ class TestSparse(Sparse):
         return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", index="none")
 
 
+@pytest.mark.slow
 class TestSparseHnsw(Sparse):
     recall = 0.95
 

@@ -131,7 +131,7 @@ CASES = given(
 SHARED: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=60, **SHARED)
+@settings(max_examples=40, **SHARED)
 @CASES
 def test_random_cases(indexes: dict[Metric, VectorIndex], **case: Any) -> None:
     check(indexes, **case)
