@@ -9,7 +9,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -220,6 +220,22 @@ def test_a_thread_that_cannot_be_started(
         with pytest.raises(RuntimeError, match="can't start"):
             models.acquire("k", Model)
     assert isinstance(models.acquire("k", Model).value, Model)
+
+
+def test_the_load_is_no_user_any_more_for_those_who_waited(models: SharedModels) -> None:
+    load = Load()
+    users: Future[list[int]] = Future()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(models.acquire, "k", load)
+        waiting(models, "k", 1)
+        ended = models._entries["k"].ended
+        ended.add_done_callback(
+            lambda _: users.set_result([each.users for each in models.loaded()])
+        )
+        load.go.set()
+        held = asked.result(20)
+    assert users.result(20) == [1]
+    held.release()
 
 
 # -- cancelled -------------------------------------------------------------------------------

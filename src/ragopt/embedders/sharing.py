@@ -218,14 +218,15 @@ class SharedModels:
         self._end(entry, None)
 
     def _end(self, entry: _Entry[Any], error: BaseException | None) -> None:
-        if error is None:
-            entry.ended.set_result(None)
-        else:
+        if error is not None:
             with self._lock:
                 if self._entries.get(entry.key) is entry:
                     del self._entries[entry.key]  # before the others wake, who may ask again
+        self._give_back(entry)  # before they wake, who may count
+        if error is None:
+            entry.ended.set_result(None)
+        else:
             entry.ended.set_exception(error)
-        self._give_back(entry)
 
     def _forget_loads_of_parent(self) -> None:
         if self._pid != os.getpid():  # the threads that load them are not in this process
