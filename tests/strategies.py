@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -21,55 +22,65 @@ NUMBERS = st.one_of(
     st.sampled_from([2**53, 2**53 + 1, 10**23, 0.5, -0.0, 1e23, 2.0**53, 1e-7, 5e-324, 1e300]),
     st.sampled_from([math.inf, -math.inf, math.nan, 0.1, 0.30000000000000004, 3.0]),
 )
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    TEXTS,
-    st.dates(date(2024, 1, 1), date(2024, 1, 3)),
-    INSTANTS,
-    st.builds(datetime.replace, INSTANTS.map(lambda at: at.replace(microsecond=0)), tzinfo=ZONES),
-)
-VALUES = st.one_of(
-    SCALARS,
-    st.lists(SCALARS, max_size=3),
-    st.lists(SCALARS, max_size=3).map(tuple),
-    st.dictionaries(st.sampled_from(["a", "$date", "$float", "$tuple"]), SCALARS, max_size=2),
-    st.lists(st.lists(SCALARS, max_size=2), max_size=2),
-)
+
+
+def moments(instants: st.SearchStrategy[datetime]) -> st.SearchStrategy[date]:
+    """Return dates, and instants without and with a zone."""
+    whole = instants.map(lambda at: at.replace(microsecond=0))
+    return st.one_of(
+        st.dates(date(2024, 1, 1), date(2024, 1, 3)),
+        instants,
+        st.builds(datetime.replace, whole, tzinfo=ZONES),
+    )
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, moments(INSTANTS))
 PATTERNS = st.text("ab%_\\ßé日\n", min_size=1, max_size=4)
-COMPARISONS = st.one_of(
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "contains"]),
-        SCALARS,
-    ),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["in", "not_in", "any", "all"]),
-        st.lists(SCALARS, max_size=4),
-    ),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["text_match", "text_match_insensitive", "like"]),
-        st.one_of(PATTERNS, TEXTS.filter(bool), st.just("\0")),
-    ),
-    st.builds(Compare, st.sampled_from(KEYS), st.sampled_from(["is_empty", "exists"])),
-)
-FILTERS: st.SearchStrategy[Filter] = st.recursive(
-    st.one_of(
-        COMPARISONS,
-        st.builds(Ids, st.lists(st.sampled_from(["0", "1", "2", "no"]), max_size=3)),
-        st.builds(Documents, st.lists(st.sampled_from(["d0", "d1", "no"]), max_size=2)),
-    ),
-    lambda inner: st.one_of(
-        st.builds(Not, inner),
-        st.builds(And, st.lists(inner, min_size=1, max_size=3).map(tuple)),
-        st.builds(Or, st.lists(inner, min_size=1, max_size=3).map(tuple)),
-    ),
-    max_leaves=4,
-)
-METADATA = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3)
+
+
+def values(scalars: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return scalars, lists of them, and what is nested deeper."""
+    return st.one_of(
+        scalars,
+        st.lists(scalars, max_size=3),
+        st.lists(scalars, max_size=3).map(tuple),
+        st.dictionaries(st.sampled_from(["a", "$date", "$float", "$tuple"]), scalars, max_size=2),
+        st.lists(st.lists(scalars, max_size=2), max_size=2),
+    )
+
+
+def comparisons(
+    scalars: st.SearchStrategy[Any], texts: st.SearchStrategy[str]
+) -> st.SearchStrategy[Filter]:
+    """Return comparisons of one key by every operator, with a scalar, several, or a text."""
+    one = ["==", "!=", "<", "<=", ">", ">=", "contains"]
+    several = ["in", "not_in", "any", "all"]
+    text = ["text_match", "text_match_insensitive", "like"]
+    key = st.sampled_from(KEYS)
+    return st.one_of(
+        st.builds(Compare, key, st.sampled_from(one), scalars),
+        st.builds(Compare, key, st.sampled_from(several), st.lists(scalars, max_size=4)),
+        st.builds(Compare, key, st.sampled_from(text), texts),
+        st.builds(Compare, key, st.sampled_from(["is_empty", "exists"])),
+    )
+
+
+def nested(leaves: st.SearchStrategy[Filter], most: int) -> st.SearchStrategy[Filter]:
+    """Return filters of up to ``most`` comparisons, ids and documents."""
+    return st.recursive(
+        st.one_of(
+            leaves,
+            st.builds(Ids, st.lists(st.sampled_from(["0", "1", "2", "no"]), max_size=3)),
+            st.builds(Documents, st.lists(st.sampled_from(["d0", "d1", "no"]), max_size=2)),
+        ),
+        lambda inner: st.one_of(
+            st.builds(Not, inner),
+            st.builds(And, st.lists(inner, min_size=1, max_size=3).map(tuple)),
+            st.builds(Or, st.lists(inner, min_size=1, max_size=3).map(tuple)),
+        ),
+        max_leaves=most,
+    )
+
+
+FILTERS = nested(comparisons(SCALARS, st.one_of(PATTERNS, TEXTS.filter(bool), st.just("\0"))), 4)
+METADATA = st.dictionaries(st.sampled_from(KEYS), values(SCALARS), max_size=3)

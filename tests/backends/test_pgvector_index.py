@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta, timezone
 from threading import Thread, main_thread
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.backends.records import batch, query
 from tests.services import free_port
 
 from ragopt import _portal
@@ -42,47 +43,6 @@ from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.types import Embedding, EmbeddingBatch, RecordBatch
 
 Make = Callable[..., PgvectorIndex]
-
-
-@pytest.fixture
-def table() -> str:
-    return f"t_{secrets.token_hex(8)}"
-
-
-@pytest.fixture
-def make(postgres_dsn: str, table: str) -> Iterator[Make]:
-    """Make indexes on one fresh table, and close their sync connections in the end."""
-    made: list[PgvectorIndex] = []
-
-    def make(dimension: int | None = None, **options: Any) -> PgvectorIndex:
-        index = PgvectorIndex(postgres_dsn, options.pop("table", table), dimension, **options)
-        made.append(index)
-        return index
-
-    yield make
-    for index in made:
-        index.close()
-
-
-def batch(
-    ids: list[str],
-    vectors: Any = None,
-    metadatas: Sequence[Mapping[str, Any]] | None = None,
-    documents: Sequence[str | None] | None = None,
-) -> RecordBatch:
-    if vectors is None:
-        vectors = np.eye(4, dtype=np.float32)[np.arange(len(ids)) % 4]
-    return RecordBatch(
-        ids,
-        [f"text of {id_}" for id_ in ids],
-        EmbeddingBatch.of_dense(vectors),
-        metadatas,
-        documents,
-    )
-
-
-def query(*values: float) -> Embedding:
-    return Embedding(np.array(values, dtype=np.float32))
 
 
 def everything_said(error: BaseException) -> str:

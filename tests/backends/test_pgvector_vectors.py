@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -17,25 +16,6 @@ from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.types import Embedding, EmbeddingBatch, RecordBatch, SparseVector
 
 Make = Callable[..., PgvectorIndex]
-
-
-@pytest.fixture
-def table() -> str:
-    return f"t_{secrets.token_hex(8)}"
-
-
-@pytest.fixture
-def make(postgres_dsn: str, table: str) -> Iterator[Make]:
-    """Make indexes on one fresh table, and close their sync connections in the end."""
-    made: list[PgvectorIndex] = []
-
-    def make(**options: Any) -> PgvectorIndex:
-        made.append(PgvectorIndex(postgres_dsn, table, **options))
-        return made[-1]
-
-    yield make
-    for index in made:
-        index.close()
 
 
 @pytest.fixture

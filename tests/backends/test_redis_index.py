@@ -7,9 +7,9 @@ import math
 import multiprocessing
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests import services
+from tests import services, strategies
+from tests.backends.records import batch, query
 from tests.services import RestartableRedis, redis_cluster
 
 from ragopt.errors import BackendUnavailable, DimensionMismatch, InvalidInput, StorageError
@@ -74,27 +75,6 @@ def mortal() -> Iterator[RestartableRedis]:
     """Start a server that the test may kill."""
     with RestartableRedis() as server:
         yield server
-
-
-def batch(
-    ids: list[str],
-    vectors: Any = None,
-    metadatas: Sequence[Mapping[str, Any]] | None = None,
-    documents: Sequence[str | None] | None = None,
-) -> RecordBatch:
-    if vectors is None:
-        vectors = np.eye(4, dtype=np.float32)[np.arange(len(ids)) % 4]
-    return RecordBatch(
-        ids,
-        [f"text of {id_}" for id_ in ids],
-        EmbeddingBatch.of_dense(vectors),
-        metadatas,
-        documents,
-    )
-
-
-def query(*values: float) -> Embedding:
-    return Embedding(np.array(values, dtype=np.float32))
 
 
 def normal(rows: int, dimension: int = 8, seed: int = 5) -> Any:
@@ -526,10 +506,8 @@ class TestManyRecords:
 
 # -- filters: Redis and Python agree -------------------------------------------------------------
 
-KEYS = ["a", "b", "key with. dots"]
-ZONES = st.sampled_from([UTC, timezone(timedelta(hours=9)), timezone(timedelta(hours=-3.5))])
 INSTANTS = st.one_of(
-    st.datetimes(datetime(2024, 1, 1), datetime(2024, 1, 2)),
+    strategies.INSTANTS,
     st.sampled_from([datetime.min, datetime.max, datetime(9999, 12, 31, 23, 59, 59, 999998)]),
 )
 TEXTS = st.one_of(
@@ -542,56 +520,17 @@ NUMBERS = st.one_of(
     st.sampled_from([0.5, -0.0, 1e23, 2.0**53, 1e-7, 5e-324, 1e300, 1.7976931348623157e308]),
     st.sampled_from([math.inf, -math.inf, math.nan, 0.1, 0.30000000000000004, 3.0]),
 )
-IN_ORDER = st.one_of(
-    NUMBERS,
-    st.dates(date(2024, 1, 1), date(2024, 1, 3)),
-    INSTANTS,
-    st.builds(datetime.replace, INSTANTS.map(lambda at: at.replace(microsecond=0)), tzinfo=ZONES),
-)
+IN_ORDER = st.one_of(NUMBERS, strategies.moments(INSTANTS))
 SCALARS = st.one_of(st.none(), st.booleans(), TEXTS, IN_ORDER)
-VALUES = st.one_of(
-    SCALARS,
-    st.lists(SCALARS, max_size=3),
-    st.lists(SCALARS, max_size=3).map(tuple),
-    st.dictionaries(st.sampled_from(["a", "$date"]), SCALARS, max_size=2),
-    st.lists(st.lists(SCALARS, max_size=2), max_size=2),
-)
+KEYS = st.sampled_from(strategies.KEYS)
 COMPARISONS = st.one_of(
-    st.builds(Compare, st.sampled_from(KEYS), st.sampled_from(["<", "<=", ">", ">="]), IN_ORDER),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "contains"]),
-        SCALARS,
-    ),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["in", "not_in", "any", "all"]),
-        st.lists(SCALARS, max_size=4),
-    ),
-    st.builds(
-        Compare,
-        st.sampled_from(KEYS),
-        st.sampled_from(["text_match", "text_match_insensitive", "like"]),
-        TEXTS.filter(bool),
-    ),
-    st.builds(Compare, st.sampled_from(KEYS), st.sampled_from(["is_empty", "exists"])),
+    st.builds(Compare, KEYS, st.sampled_from(["<", "<=", ">", ">="]), IN_ORDER),
+    strategies.comparisons(SCALARS, TEXTS.filter(bool)),
 )
-FILTERS: st.SearchStrategy[Filter] = st.recursive(
-    st.one_of(
-        COMPARISONS,
-        st.builds(Ids, st.lists(st.sampled_from(["0", "1", "2", "no"]), max_size=3)),
-        st.builds(Documents, st.lists(st.sampled_from(["d0", "d1", "no"]), max_size=2)),
-    ),
-    lambda inner: st.one_of(
-        st.builds(Not, inner),
-        st.builds(And, st.lists(inner, min_size=1, max_size=3).map(tuple)),
-        st.builds(Or, st.lists(inner, min_size=1, max_size=3).map(tuple)),
-    ),
-    max_leaves=5,
+FILTERS = strategies.nested(COMPARISONS, 5)
+METADATA = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(strategies.KEYS, st.one_of(IN_ORDER, strategies.values(SCALARS)))
 )
-METADATA = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, st.one_of(IN_ORDER, VALUES)))
 
 
 @pytest.fixture(params=["fields", "no fields"])

@@ -215,11 +215,12 @@ class IndexOperations(ABC):
     def _check_kept(self, batch: EmbeddingBatch) -> None:
         """Refuse vectors that would be lost."""
         searched = type(self)._search_sparse is not IndexOperations._search_sparse
-        lost = {
-            "sparse vectors": batch.sparse is not None and not searched,
-            "multi-vectors": batch.multi is not None,
-        }
-        for kind in (kind for kind, is_lost in lost.items() if is_lost):
+        kind = None
+        if batch.sparse is not None and not searched:
+            kind = "sparse vectors"
+        elif batch.multi is not None:
+            kind = "multi-vectors"
+        if kind is not None:
             raise InvalidInput(
                 f"{type(self).__name__} keeps no {kind}. Nothing was stored.",
                 fix="Embed without them: outputs says which vectors are made.",

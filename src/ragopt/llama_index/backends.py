@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 
 from ragopt.errors import InvalidInput
 from ragopt.indexes._faiss_kinds import Kind
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.indexes.redis import RedisIndex
-from ragopt.llama_index.embeddings import EmbedderEmbedding
-from ragopt.llama_index.vector_stores import IndexVectorStore
-from ragopt.protocols import Embedder
+from ragopt.llama_index.vector_stores import IndexVectorStore, SparseSource
 from ragopt.types import Metric
-
-Sparse: TypeAlias = BaseSparseEmbedding | EmbedderEmbedding | Embedder | None
 
 
 class FaissVectorStore(IndexVectorStore):
@@ -44,7 +39,7 @@ class FaissVectorStore(IndexVectorStore):
         *,
         metric: Metric | str = Metric.COSINE,
         kind: Kind = "flat",
-        sparse: Sparse = None,
+        sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
         **index_options: Any,
     ) -> None:
@@ -105,7 +100,7 @@ class PGVectorStore(IndexVectorStore):
         connection_string: str | None = None,
         table_name: str = "llamaindex_nodes",
         metric: Metric | str = Metric.COSINE,
-        sparse: Sparse = None,
+        sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
         **index_options: Any,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
@@ -30,6 +30,8 @@ from ragopt.llama_index.nodes import from_record, to_records
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
 from ragopt.types import EmbeddingBatch, Output, SparseVector
+
+SparseSource: TypeAlias = BaseSparseEmbedding | EmbedderEmbedding | Embedder | None
 
 _FUSED = 4  # candidates of each kind for each result of a hybrid search
 _MMR_FETCH = 4  # candidates for each result, unless ``mmr_prefetch_factor`` says otherwise
@@ -66,7 +68,7 @@ class IndexVectorStore(BasePydanticVectorStore):
         self,
         index: VectorIndex,
         *,
-        sparse: BaseSparseEmbedding | EmbedderEmbedding | Embedder | None = None,
+        sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
         **options: Any,
     ) -> None:

@@ -25,6 +25,10 @@ class VectorIndexContract(BothColours):
 
     #: Share of the true nearest that a search must find; 1 for an exact index.
     recall = 1.0
+    #: Relative and absolute error that a score may have.
+    error = (1e-3, 1e-4)
+    #: How far from a limit of scores a record may be on its wrong side; for vectors kept as codes.
+    margin = 0.0
     #: How many records the test of a selective filter uses.
     many = 10_000
 
@@ -78,7 +82,8 @@ class VectorIndexContract(BothColours):
             scores = [hit.score for hit in hits]
             assert scores == sorted(scores, reverse=True)
             expected = [truth[int(hit.id[1:])] for hit in hits]
-            np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4)
+            relative, absolute = self.error
+            np.testing.assert_allclose(scores, expected, rtol=relative, atol=absolute)
             found += len(best & {hit.id for hit in hits})
         assert found >= self.recall * 10 * len(queries)
 
@@ -130,7 +135,9 @@ class VectorIndexContract(BothColours):
         ordered = np.sort(truth)
         for least in (ordered[350:352].mean(), ordered[100:102].mean(), ordered[-1] + 1):
             hits = measured.search(Embedding(query), k=None, min_score=float(least))
-            assert {hit.id for hit in hits} == {f"r{i}" for i in np.flatnonzero(truth >= least)}
+            found = {hit.id for hit in hits}
+            assert {f"r{i}" for i in np.flatnonzero(truth >= least + self.margin)} <= found
+            assert found <= {f"r{i}" for i in np.flatnonzero(truth >= least - self.margin)}
             assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
             few = measured.search(
                 Embedding(query), k=None, min_score=float(least), where=F("i") < 40
