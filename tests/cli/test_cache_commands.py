@@ -16,7 +16,6 @@ from uuid import uuid4
 import pytest
 from tests.demo import command
 from tests.services import free_port, redis_server
-from typer.testing import CliRunner
 
 from ragopt import (
     Lineage,
@@ -25,21 +24,10 @@ from ragopt import (
     SqliteStore,
     TieredCache,
     ValueCache,
-    cli,
 )
 from ragopt.protocols import KVStore
 
 AWKWARD = "a:b-ü %2D/*"
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """The commands take the signals of their process, which is the one of the tests here."""
-    numbers = signal.SIGINT, signal.SIGTERM
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 @dataclass
@@ -50,13 +38,9 @@ class Done:
 
 
 def ragopt(*arguments: object, typed: str = "") -> Done:
-    """Run ``ragopt cache`` in this process; whatever is no exit is an error of the test."""
-    done = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"}).invoke(
-        cli.make_app(), ["cache", *map(str, arguments)], input=typed
-    )
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return Done(done.exit_code, done.stdout, done.stderr)
+    """Run ``ragopt cache`` in this process."""
+    done = command.here("cache", *arguments, typed=typed)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @dataclass
@@ -472,8 +456,7 @@ def test_control_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with SqliteStore(tmp_path / "cache.db") as store:
-        for number in range(3000):
-            store.set_many({f"ragopt:{number}:-:answer:d".encode(): b"1"})
+        store.set_many({f"ragopt:{n}:-:answer:d".encode(): b"1" for n in range(3000)})
     return tmp_path / "cache.db"
 
 

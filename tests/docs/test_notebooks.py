@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BY_NAME = [pytest.param(path, id=path.stem) for path in NOTEBOOKS]
 
 
-def execute(notebook: Any, folder: Path) -> Any:
+async def execute(notebook: Any, folder: Path) -> Any:
     """Run every cell in a folder; the first error is raised."""
     client = NotebookClient(
         notebook,
@@ -27,7 +28,7 @@ def execute(notebook: Any, folder: Path) -> Any:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    await client.async_execute()
     return notebook
 
 
@@ -51,13 +52,33 @@ def test_there_are_notebooks_for_both_frameworks_and_for_edits() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["changing_documents", "langchain", "llama_index"]
 
 
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Any]:
+    """Every notebook, run with a kernel of its own, or its error.
+
+    All at once: most of what they do is to import, with one processor each.
+    """
+
+    async def execute_all() -> list[Any]:
+        runs = (
+            execute(formats.read(path, as_version=4), tmp_path_factory.mktemp(path.stem))
+            for path in NOTEBOOKS
+        )
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    before = set((ROOT / "notebooks").iterdir())
+    found = dict(zip(NOTEBOOKS, asyncio.run(execute_all()), strict=True))
+    assert set((ROOT / "notebooks").iterdir()) == before, "a notebook left files beside itself"
+    return found
+
+
 @pytest.mark.parametrize("path", BY_NAME)
-def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
-    before = set(path.parent.iterdir())
-    printed = output(execute(formats.read(path, as_version=4), tmp_path))
+def test_a_notebook_runs(path: Path, executed: dict[Path, Any]) -> None:
+    if isinstance(executed[path], BaseException):
+        raise executed[path]
+    printed = output(executed[path])
     assert "before" in printed
     assert "after" in printed
-    assert set(path.parent.iterdir()) == before, "the notebook left files beside itself"
 
 
 @pytest.mark.parametrize("path", BY_NAME)
@@ -67,15 +88,15 @@ def test_a_notebook_is_committed_without_outputs(path: Path) -> None:
     assert leftovers(notebook) == []
 
 
-def test_control_a_cell_that_fails_is_an_error(tmp_path: Path) -> None:
+async def test_control_a_cell_that_fails_is_an_error(tmp_path: Path) -> None:
     cells = [formats.v4.new_code_cell("1 / 0")]
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        execute(formats.v4.new_notebook(cells=cells), tmp_path)
+        await execute(formats.v4.new_notebook(cells=cells), tmp_path)
 
 
-def test_control_outputs_are_seen(tmp_path: Path) -> None:
+async def test_control_outputs_are_seen(tmp_path: Path) -> None:
     notebook = formats.v4.new_notebook(cells=[formats.v4.new_code_cell("print('here')")])
     assert leftovers(notebook) == []
-    execute(notebook, tmp_path)
+    await execute(notebook, tmp_path)
     assert leftovers(notebook) == [notebook.cells[0]["id"]]
     assert output(notebook) == "here\n"

@@ -34,6 +34,7 @@ def work(
     namespace: str,
     texts: Any,
     returned: Any,
+    begun: Any,
     stop: Any,
     found: Any,
 ) -> None:
@@ -62,6 +63,7 @@ def work(
                     late.append(begun - since)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
+    begun.wait(60)
     for each in threads:
         each.start()
     for each in threads:

@@ -30,7 +30,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @contextmanager
 def process(where: str, log: Path, seconds: float, threads: int, tasks: int) -> Iterator[Any]:
-    """Start one and wait until it is ready to be told to ask."""
+    """Start one; it asks when it is told to."""
     arguments = [where, str(log), str(seconds), str(threads), str(tasks)]
     with subprocess.Popen(
         [sys.executable, "-m", "tests.faults.computing", *arguments],
@@ -40,16 +40,18 @@ def process(where: str, log: Path, seconds: float, threads: int, tasks: int) -> 
         text=True,
     ) as started:
         try:
-            assert started.stdout is not None
-            assert started.stdout.readline() == "ready\n"
             yield started
         finally:
             started.kill()
 
 
-def go(started: Any) -> None:
-    started.stdin.write("go\n")
-    started.stdin.flush()
+def go(*started: Any) -> None:
+    """Let processes ask, all of them once the last one is ready."""
+    for each in started:
+        assert each.stdout.readline() == "ready\n"
+    for each in started:
+        each.stdin.write("go\n")
+        each.stdin.flush()
 
 
 def result(started: Any) -> dict[str, Any]:
@@ -61,8 +63,7 @@ def test_200_threads_and_200_tasks_in_4_processes(where: str, tmp_path: Path) ->
     log = tmp_path / "computed"
     with ExitStack() as stack:
         started = [stack.enter_context(process(where, log, 1.0, 50, 50)) for _ in range(4)]
-        for each in started:
-            go(each)
+        go(*started)
         found = [result(each) for each in started]
     assert [(each["right"], each["all"]) for each in found] == [(100, 100)] * 4
     assert len(log.read_text().splitlines()) == 1
@@ -72,21 +73,20 @@ def test_a_killed_leader_frees_the_others(where: str, tmp_path: Path) -> None:
     log = tmp_path / "computed"
     with process(where, log, 60.0, 1, 0) as leader:
         go(leader)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not log.exists():
             assert time.monotonic() < until
             time.sleep(0.01)
         with ExitStack() as stack:
             others = [stack.enter_context(process(where, log, 0.1, 10, 10)) for _ in range(3)]
-            for each in others:
-                go(each)
+            go(*others)
             time.sleep(0.5)
             assert len(log.read_text().splitlines()) == 1  # they wait
             os.kill(leader.pid, signal.SIGKILL)
             found = [result(each) for each in others]
     assert [each["right"] for each in found] == [20] * 3
     assert len(log.read_text().splitlines()) == 2  # one more
-    assert max(each["took"] for each in found) < LEASE + 2.5
+    assert max(each["took"] for each in found) < 2 * LEASE
 
 
 def test_a_leader_that_slept_does_not_overwrite(where: str, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_leader_that_slept_does_not_overwrite(where: str, tmp_path: Path) -> N
     log = tmp_path / "computed"
     with process(where, log, 0.5, 1, 0) as leader:
         go(leader)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not log.exists():
             assert time.monotonic() < until
             time.sleep(0.01)

@@ -8,11 +8,15 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+Ended: TypeAlias = "Future[subprocess.CompletedProcess[str]]"
 
 ADD_TO_FAISS = """
 import numpy
@@ -93,11 +97,21 @@ def install_line(extra: str) -> str:
     return f'pip install "ragopt[{extra}]"'
 
 
+@pytest.fixture(scope="module")
+def ended() -> Iterator[dict[str, Ended]]:
+    """How each case ends: two processes at a time, since each is busy with its imports alone."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {package: pool.submit(run_without, [package], code) for package, code, _ in CASES}
+
+
 @pytest.mark.parametrize(
-    ("package", "code", "extra"), CASES, ids=[f"{package}-{extra}" for package, _, extra in CASES]
+    ("package", "extra"),
+    [pytest.param(package, extra, id=f"{package}-{extra}") for package, _, extra in CASES],
 )
-def test_a_missing_package_names_its_extra(package: str, code: str, extra: str) -> None:
-    done = run_without([package], code)
+def test_a_missing_package_names_its_extra(
+    ended: dict[str, Ended], package: str, extra: str
+) -> None:
+    done = ended[package].result()
     assert done.returncode == 1, done
     text = (done.stdout + done.stderr).strip()
     last = text.splitlines()[-1]
@@ -130,25 +144,47 @@ def test_control_a_blocked_package_is_really_absent() -> None:
     assert "No module named 'msgpack'" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [
-        ("import a_module_of_nobody", "ModuleNotFoundError: No module named 'a_module_of_nobody'"),
-        ("raise ImportError('libgomp.so.1: cannot open')", "ImportError: libgomp.so.1"),
-    ],
-    ids=["module-not-found", "import-error"],
-)
-@pytest.mark.parametrize(
-    "package", ["faiss", "langchain_core", "llama_index", "prometheus_client", "redis", "typer"]
-)
+FAULTS = {
+    "module-not-found": (
+        "import a_module_of_nobody",
+        "ModuleNotFoundError: No module named 'a_module_of_nobody'",
+    ),
+    "import-error": (
+        "raise ImportError('libgomp.so.1: cannot open')",
+        "ImportError: libgomp.so.1",
+    ),
+}
+FAULTY = ["faiss", "langchain_core", "llama_index", "prometheus_client", "redis", "typer"]
+
+
+@pytest.fixture(scope="module")
+def ended_faulty(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[tuple[str, str], Ended]]:
+    """How each package ends with each fault in it, two processes at a time."""
+
+    def program(package: str, body: str) -> str:
+        folder = tmp_path_factory.mktemp(package)
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text(body)
+        return f"import sys; sys.path.insert(0, {str(folder)!r})\n{what_needs(package)}"
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            (package, fault): pool.submit(run, program(package, body))
+            for package in FAULTY
+            for fault, (body, _) in FAULTS.items()
+        }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("package", FAULTY)
 def test_a_fault_inside_an_installed_package_is_passed_on(
-    tmp_path: Path, package: str, body: str, error: str
+    ended_faulty: dict[tuple[str, str], Ended], package: str, fault: str
 ) -> None:
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text(body)
-    done = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{what_needs(package)}")
+    done = ended_faulty[package, fault].result()
     assert done.returncode == 1
-    assert error in done.stderr.splitlines()[-1], done.stderr
+    assert FAULTS[fault][1] in done.stderr.splitlines()[-1], done.stderr
     assert "pip install" not in done.stdout + done.stderr
 
 
@@ -183,6 +219,7 @@ def required(source: str) -> Iterator[tuple[str, str]]:
                 yield module.partition(".")[0], extra
 
 
+@cache
 def required_by_the_package() -> set[tuple[str, str]]:
     return {
         pair

@@ -11,6 +11,11 @@ from ragopt import Embedding, EmbeddingBatch, FaissIndex, RecordBatch, Transform
 from ragopt.protocols import Embedder
 
 
+@pytest.fixture(scope="module")
+def multilingual() -> UseMultilingual:
+    return UseMultilingual()
+
+
 def recall(embedder: Embedder, name: str, documents: int, questions: int, k: int = 5) -> float:
     """Return how often a question's paragraph is among the first k of an index."""
     data = collection(name)
@@ -30,12 +35,20 @@ def recall(embedder: Embedder, name: str, documents: int, questions: int, k: int
 
 
 @pytest.mark.filterwarnings("ignore::ragopt.embedders.transformers.TruncationWarning")
-def test_english_questions_find_their_paragraph() -> None:
-    assert recall(TransformersEmbedder.minilm(), "xquad_en", 120, 60) >= 0.9
+@pytest.mark.parametrize(
+    ("documents", "questions"), [(40, 40), pytest.param(120, 60, marks=pytest.mark.slow)]
+)
+def test_english_questions_find_their_paragraph(documents: int, questions: int) -> None:
+    assert recall(TransformersEmbedder.minilm(), "xquad_en", documents, questions) >= 0.9
 
 
-def test_japanese_questions_find_their_paragraph() -> None:
-    assert recall(UseMultilingual(), "jsquad", 300, 100) >= 0.75
+@pytest.mark.parametrize(
+    ("documents", "questions"), [(100, 50), pytest.param(300, 100, marks=pytest.mark.slow)]
+)
+def test_japanese_questions_find_their_paragraph(
+    multilingual: UseMultilingual, documents: int, questions: int
+) -> None:
+    assert recall(multilingual, "jsquad", documents, questions) >= 0.75
 
 
 PAIRS = [
@@ -48,10 +61,9 @@ PAIRS = [
 ]
 
 
-def test_japanese_and_korean_paraphrases_find_each_other() -> None:
-    embedder = UseMultilingual()
-    left = embedder.embed([a for a, _ in PAIRS]).dense
-    right = embedder.embed([b for _, b in PAIRS])
+def test_japanese_and_korean_paraphrases_find_each_other(multilingual: UseMultilingual) -> None:
+    left = multilingual.embed([a for a, _ in PAIRS]).dense
+    right = multilingual.embed([b for _, b in PAIRS])
     index = FaissIndex()
     ids = [str(i) for i in range(len(PAIRS))]
     index.add(RecordBatch(ids, ids, EmbeddingBatch(dense=right.dense)))

@@ -1,6 +1,5 @@
 """What one process deletes, the memory of another forgets."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from ragopt import MemoryStore, SqliteStore, TieredCache
 from ragopt.errors import InvalidInput
 from ragopt.stores.base import BaseKVStore
+from ragopt.testing import FakeClock
 
 
 class Process:
@@ -71,13 +71,15 @@ def test_without_it_memory_keeps_what_another_deleted(path: Path) -> None:
     assert there.read() == b"1"
 
 
-def test_staleness_is_bounded(path: Path) -> None:
+def test_staleness_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = FakeClock()
+    monkeypatch.setattr("ragopt.cache.coherence.monotonic", ticks)
     here, there = Process(path), Process(path, 0.2)
     here.cache.set_many({b"k": b"1"})
     assert there.read() == b"1"
     here.cache.delete_many([b"k"])
     assert there.read() == b"1"
-    time.sleep(0.21)
+    ticks.now += 0.21
     assert there.read() is None
 
 

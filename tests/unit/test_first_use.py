@@ -23,9 +23,9 @@ from tests.checkpoints import small
 from tests.hub_server import Hub, asked_from_here
 
 from ragopt import BGEM3Embedder, TransformersEmbedder
+from ragopt.embedders._progress import without_bar
 from ragopt._runtime import ASYNC
 from ragopt.embedders._files import ModelFiles
-from ragopt.embedders._progress import without_bar
 from ragopt.embedders.hub import find
 from ragopt.embedders.hub_cache import cache_folder, is_whole
 from ragopt.embedders.sharing import MODELS
@@ -407,14 +407,18 @@ def fetched_apart(hub: Hub, home: Path, *, terminal: bool, **more: str) -> str:
 def test_a_bar_where_there_is_a_terminal(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     hub.add(NAME, files)
     hub.pause = 0.02
-    said = fetched_apart(hub, tmp_path / "one", terminal=True)
-    assert f"{NAME}: " in said
-    assert "%|" in said
-    assert "model.safetensors:" not in said, "one bar for all files"
-    assert fetched_apart(hub, tmp_path / "one", terminal=True) == "", "nothing to fetch"
-    assert fetched_apart(hub, tmp_path / "two", terminal=False) == ""
     more = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    assert fetched_apart(hub, tmp_path / "three", terminal=True, **more) == ""
+    with ThreadPoolExecutor(2) as pool:
+        others = [
+            pool.submit(fetched_apart, hub, tmp_path / "two", terminal=False),
+            pool.submit(fetched_apart, hub, tmp_path / "three", terminal=True, **more),
+        ]
+        said = fetched_apart(hub, tmp_path / "one", terminal=True)
+        assert f"{NAME}: " in said
+        assert "%|" in said
+        assert "model.safetensors:" not in said, "one bar for all files"
+        assert fetched_apart(hub, tmp_path / "one", terminal=True) == "", "nothing to fetch"
+        assert [other.result() for other in others] == ["", ""]
 
 
 def test_versions_without_that_option_draw_their_own_bars() -> None:

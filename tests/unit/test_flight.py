@@ -3,11 +3,11 @@
 import asyncio
 import contextvars
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.unit.flights import Watched
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC
@@ -37,12 +37,11 @@ class Counted:
 
 
 def test_threads_share_one_computation() -> None:
-    flights: Flights[int] = Flights()
+    flights = Watched()
     work = Counted()
     with ThreadPoolExecutor(50) as pool:
         asked = [pool.submit(run, flights.share(SYNC, b"k", work.sync)) for _ in range(50)]
-        assert work.started.wait(10)
-        time.sleep(0.05)
+        flights.until_joined(50)
         work.go.set()
         assert [each.result(10) for each in asked] == [1] * 50
     assert work.calls == 1
@@ -50,7 +49,7 @@ def test_threads_share_one_computation() -> None:
 
 
 async def test_tasks_and_threads_share_one_computation() -> None:
-    flights: Flights[int] = Flights()
+    flights = Watched()
     work = Counted()
     tasks = [asyncio.create_task(flights.share(ASYNC, b"k", work.task)) for _ in range(20)]
     while not work.started.is_set():
@@ -59,7 +58,7 @@ async def test_tasks_and_threads_share_one_computation() -> None:
         asyncio.create_task(asyncio.to_thread(run, flights.share(SYNC, b"k", work.sync)))
         for _ in range(4)
     ]
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(flights.until_joined, 24)
     work.go.set()
     assert await asyncio.gather(*tasks, *threads) == [1] * 24
 
@@ -80,7 +79,7 @@ def test_different_keys_do_not_wait_for_each_other() -> None:
 
 
 def test_an_error_reaches_all_and_is_forgotten() -> None:
-    flights: Flights[int] = Flights()
+    flights = Watched()
     work = Counted()
 
     async def fails() -> int:
@@ -89,8 +88,7 @@ def test_an_error_reaches_all_and_is_forgotten() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(run, flights.share(SYNC, b"k", fails)) for _ in range(8)]
-        assert work.started.wait(10)
-        time.sleep(0.05)
+        flights.until_joined(8)
         work.go.set()
         for each in asked:
             with pytest.raises(RuntimeError, match="model is down"):
@@ -202,7 +200,7 @@ def test_patience_ends() -> None:
 
 
 def test_the_computations_own_timeout_is_passed_on() -> None:
-    flights: Flights[int] = Flights()
+    flights = Watched()
 
     async def late() -> int:
         await work.sync()
@@ -211,8 +209,7 @@ def test_the_computations_own_timeout_is_passed_on() -> None:
     work = Counted()
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(run, flights.share(SYNC, b"k", late)) for _ in range(2)]
-        assert work.started.wait(10)
-        time.sleep(0.02)
+        flights.until_joined(2)
         work.go.set()
         for each in asked:
             with pytest.raises(TimeoutError, match="model did not answer"):

@@ -121,7 +121,12 @@ async def test_a_layer_that_fails_is_skipped_until_it_answers_again(
         assert len(caplog.messages) == 2
 
 
-def test_a_layer_that_refuses_writes_alone_is_still_read(clock: FakeClock) -> None:
+def test_a_layer_that_refuses_writes_alone_is_still_read(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = FakeClock()
+    monkeypatch.setattr("ragopt.cache.breaker.monotonic", ticks)
+
     class Full(MemoryStore):
         name = "full"
         writes = 0
@@ -138,7 +143,7 @@ def test_a_layer_that_refuses_writes_alone_is_still_read(clock: FakeClock) -> No
         assert full.writes == 1
         cache.get_many([b"a"])
         assert cache.stats.total("full", "miss") == 1
-        time.sleep(0.11)
+        ticks.now += 0.11
         cache.set_many({b"b": b"2"})
         cache.set_many({b"b": b"2"})
         assert full.writes == 2  # one tries whether it is over
@@ -163,23 +168,26 @@ def test_a_layer_that_could_not_be_read_is_not_written_by_the_same_request(
         assert far.count() == 1
 
 
-def test_one_deadline_for_all_layers(clock: FakeClock) -> None:
+def test_one_deadline_for_all_layers(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = FakeClock()
+    monkeypatch.setattr("ragopt.cache.tiers.perf_counter", ticks)
+
     class Slow(MemoryStore):
         timeout = 0.2
         asked = 0
 
         async def _get_many(self, io: Any, keys: Sequence[bytes]) -> list[Entry | None]:
             self.asked += 1
-            await io.sleep(0.15)
+            ticks.now += 0.15
             return await super()._get_many(io, keys)
 
     slow = [Slow(clock=clock) for _ in range(4)]
     for number, layer in enumerate(slow):
         layer.name = f"slow{number}"
     cache = TieredCache(*slow, clock=clock, deadline=0.4)
-    begin = time.monotonic()
+    begin = ticks.now
     assert cache.get_many([b"a"]) == [None]
-    assert time.monotonic() - begin < 0.4
+    assert ticks.now - begin < 0.4
     assert [layer.asked for layer in slow] == [1, 1, 0, 0]
     with pytest.raises(InvalidInput, match="deadline"):
         TieredCache(*slow, deadline=0.1)

@@ -92,9 +92,12 @@ def test_pieces_are_the_whole_text(tokenizer: Any, text: str) -> None:
     assert found.rows == sorted(found.rows)
 
 
-@pytest.mark.parametrize("long", ["cut", "split"])
-def test_ten_megabytes_take_seconds(tokenizer: Any, long: LongText) -> None:
-    text = "spam and eggs. " * (700_000 if long == "cut" else 20_000)
+@pytest.mark.parametrize(
+    ("long", "sentences"),
+    [("cut", 700_000), ("split", 4_000), pytest.param("split", 20_000, marks=pytest.mark.slow)],
+)
+def test_megabytes_take_seconds(tokenizer: Any, long: LongText, sentences: int) -> None:
+    text = "spam and eggs. " * sentences
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         found = TextTokenizer(tokenizer, 256, long).encode([text])

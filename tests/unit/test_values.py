@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.flights import Watched
 
 from ragopt import Lineage, MemoryStore, SqliteStore, TieredCache
+from ragopt.cache.claims import LEASE
 from ragopt.cache.freshness import Freshness
 from ragopt.cache.values import MISSING, ValueCache
 from ragopt.errors import InvalidInput
@@ -31,6 +33,13 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 class Answerer:
@@ -71,15 +80,16 @@ async def test_both_colours_share(path: Path) -> None:
 
 def test_who_shares_gets_a_copy_of_its_own(path: Path) -> None:
     cache = ValueCache("answer", tiers(path), ttl=60)
+    cache.cache.flights = flights = Watched()
     go = threading.Event()
 
     def slow() -> list[int]:
-        go.wait(5)
+        assert go.wait(20)
         return [1]
 
     with ThreadPoolExecutor(5) as pool:
         asked = [pool.submit(cache.get_or_compute, "q", slow) for _ in range(5)]
-        time.sleep(0.05)
+        flights.until_joined(5)
         go.set()
         answers = [each.result() for each in asked]
     for answer in answers:
@@ -120,17 +130,20 @@ def test_an_error_is_not_kept_and_frees_the_others(path: Path) -> None:
 async def test_a_cancelled_computation_frees_the_others(path: Path) -> None:
     first, second = (ValueCache("answer", tiers(path), ttl=60) for _ in range(2))
 
+    begun = asyncio.Event()
+
     async def slow() -> str:
+        begun.set()
         await asyncio.sleep(60)
         return "never"
 
     task = asyncio.create_task(first.aget_or_compute("q", slow))
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(begun.wait(), 20)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     answer = await asyncio.wait_for(
-        second.aget_or_compute("q", Answerer({"a": "answer"}, "a").later), 2
+        second.aget_or_compute("q", Answerer({"a": "answer"}, "a").later), LEASE - 0.5
     )
     assert answer == "answer"
 
@@ -264,7 +277,11 @@ class TestLineage:
         assert outer.get_or_compute(2, lambda: whole(2)) == "2: new"
         assert outer.get_or_compute(1, lambda: whole(1)) == "1: new"
 
-    def test_staleness_is_bounded(self, make: Callable[..., ValueCache]) -> None:
+    def test_staleness_is_bounded(
+        self, make: Callable[..., ValueCache], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ticks = FakeClock()
+        monkeypatch.setattr("ragopt.cache.lineage.monotonic", ticks)
         texts = {"a": "old"}
         fast, other = make(max_staleness=0.2), make()
         answer = Answerer(texts, "a")
@@ -274,13 +291,15 @@ class TestLineage:
         assert other.lineage is not None
         other.lineage.changed("a")
         assert fast.get_or_compute("q", answer) == "old"  # the price of not asking
-        time.sleep(0.21)
+        ticks.now += 0.21
         assert fast.get_or_compute("q", answer) == "new"
 
     def test_staleness_does_not_outlive_its_bound_in_what_is_built_on_it(
-        self, make: Callable[..., ValueCache]
+        self, make: Callable[..., ValueCache], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An outer value made from an inner one that was stale for a moment dies with it."""
+        ticks = FakeClock()
+        monkeypatch.setattr("ragopt.cache.lineage.monotonic", ticks)
         texts = {"a": "old"}
         outer, other = make(max_staleness=0.2), make()
         inner = ValueCache("retrieval", outer.cache, ttl=60, lineage=outer.lineage)
@@ -295,7 +314,7 @@ class TestLineage:
             return outer.get_or_compute("q", lambda: inner.get_or_compute("part", part))
 
         ask()
-        time.sleep(0.21)
+        ticks.now += 0.21
         assert ask() == "new"
 
     def test_one_own_change_is_seen_at_once(self, make: Callable[..., ValueCache]) -> None:
@@ -388,10 +407,11 @@ class TestFreshness:
             ValueCache("answer", tiers(path, clock), ttl=Freshness(10, stale=100)) for _ in range(3)
         ]
         calls: list[int] = []
+        go = threading.Event()
 
         def slow() -> str:
             calls.append(1)
-            time.sleep(0.2)
+            assert len(calls) == 1 or go.wait(20)
             return "text"
 
         caches[0].get_or_compute("q", slow)
@@ -399,7 +419,10 @@ class TestFreshness:
         for _ in range(30):
             for cache in caches:
                 assert cache.get_or_compute("q", slow) == "text"
-        time.sleep(0.5)  # longer than a computation takes: a second one would have begun
+        turned_away = [cache._keeper._resting for cache in caches]
+        wait_until(lambda: sum(map(bool, turned_away)) == 2)  # while the third one computes
+        go.set()
+        wait_until(lambda: any(c.cache.stats.total("answer", "refresh") for c in caches))
         assert len(calls) == 2
 
     def test_a_refresh_that_fails_is_counted_and_the_old_value_stays(
