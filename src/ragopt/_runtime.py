@@ -2,16 +2,20 @@
 
 An operation takes a ``Runtime`` as its first argument and says through it how to reach the
 world: ``call`` picks the sync or the async face of a collaborator, ``cpu`` runs blocking work in
-place or in a thread, ``gather`` runs several operations in turn or at once, ``wait`` and
-``sleep`` pass time, ``spawn`` starts what nobody waits for.
+place or in a thread, ``brief`` does that with computations of milliseconds, few at once, ``gather``
+runs several operations in turn or at once, ``wait`` and ``sleep`` pass time, ``spawn`` starts what
+nobody waits for.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import copy_context
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread, get_ident
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
@@ -47,6 +51,15 @@ class Runtime(Protocol):
 
     async def cpu(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work without blocking an event loop."""
+        ...
+
+    async def brief(
+        self, turns: Turns, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run work of some milliseconds without blocking an event loop, few of it at once.
+
+        Work that waits for its turn and is cancelled never runs.
+        """
         ...
 
     async def gather(self, operations: Iterable[Coroutine[Any, Any, T]], /) -> list[T]:
@@ -124,6 +137,11 @@ class _Sync:
     async def cpu(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return work(*args, **kwargs)
 
+    async def brief(
+        self, turns: Turns, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return work(*args, **kwargs)
+
     async def gather(self, operations: Iterable[Coroutine[Any, Any, T]], /) -> list[T]:
         return [await operation for operation in operations]
 
@@ -168,10 +186,30 @@ class _Async:
 
         return await asyncio.to_thread(work, *args, **kwargs)
 
+    async def brief(
+        self, turns: Turns, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        import asyncio
+
+        slots = turns.get()
+        await slots.acquire()
+        inside = partial(copy_context().run, work, *args, **kwargs)
+        running = asyncio.get_running_loop().run_in_executor(None, inside)
+        running.add_done_callback(lambda _: slots.release())
+        # Shielded, since a thread goes on when its caller is cancelled, and the turn is its own.
+        return await asyncio.shield(running)
+
     async def gather(self, operations: Iterable[Coroutine[Any, Any, T]], /) -> list[T]:
         import asyncio
 
-        return await asyncio.gather(*operations)
+        tasks = [asyncio.ensure_future(operation) for operation in operations]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:  # after an error nobody waits for the others, and their connections are in use
+            if not all(task.done() for task in tasks):
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def wait(self, future: Future[T], seconds: float, /) -> T:
         import asyncio
@@ -216,10 +254,6 @@ class _Async:
         return asyncio.timeout(seconds)
 
 
-SYNC: Runtime = _Sync()
-ASYNC: Runtime = _Async()
-
-
 class PerLoop(Generic[T]):
     """One value for each event loop, since pools and locks belong to the loop that made them.
 
@@ -254,3 +288,20 @@ class PerLoop(Generic[T]):
             loop = reference()
             if loop is not None and loop.is_closed():
                 self._values.pop(loop, None)
+
+
+SYNC: Runtime = _Sync()
+ASYNC: Runtime = _Async()
+
+
+class Turns(PerLoop[Any]):
+    """Bounds how many short computations of one owner run at once: two more than there are cores.
+
+    Those two keep the cores busy while results are handed over. More threads make nothing faster,
+    and a loop that competes with them for a core, and for the lock of the interpreter, waits
+    several times as long for its turn. Each owner has a bound of its own, so that one whose work
+    waits for a lock holds up no other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(lambda: ASYNC.slots((os.cpu_count() or 1) + 2))
