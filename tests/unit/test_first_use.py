@@ -23,7 +23,7 @@ from tests.checkpoints import small
 from tests.hub_server import Hub, asked_from_here
 
 from ragopt import BGEM3Embedder, TransformersEmbedder
-from ragopt.embedders._progress import without_bar
+from ragopt._progress import without_bar
 from ragopt._runtime import ASYNC
 from ragopt.embedders._files import ModelFiles
 from ragopt.embedders.hub import find

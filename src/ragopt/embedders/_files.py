@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ragopt._imports import require
+from ragopt._progress import download_bar
 from ragopt.embedders import hub
-from ragopt.embedders._progress import download_bar
 from ragopt.embedders.hub_cache import VOCABULARIES, WEIGHTS, is_whole
 from ragopt.embedders.sharing import SharedModels
 from ragopt.errors import InvalidInput, StorageError

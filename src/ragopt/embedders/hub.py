@@ -17,9 +17,9 @@ from threading import Event, Thread
 from typing import Any, TypeAlias
 
 from ragopt._imports import require
+from ragopt._progress import without_bar
 from ragopt._readable import size as readable
 from ragopt.embedders._hub_errors import explained
-from ragopt.embedders._progress import without_bar
 from ragopt.embedders.hub_cache import VOCABULARIES, WEIGHTS, cache_folder, snapshot
 from ragopt.errors import InvalidInput, StorageError
 

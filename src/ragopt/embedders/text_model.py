@@ -19,10 +19,10 @@ from collections.abc import (
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from ragopt._progress import Progress, Tally, tallied
 from ragopt._run import iterate, run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.embedders._merging import joined, one_each, taken
-from ragopt.embedders._progress import Progress, Tally, tallied
 from ragopt.embedders._tokens import TextTokenizer, Tokenized
 from ragopt.embedders.local_model import LocalModelEmbedder, Ready
 from ragopt.errors import InvalidInput

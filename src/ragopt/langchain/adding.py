@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence, Sized
 from itertools import islice
 from typing import Any, TypeAlias
 
+from ragopt._progress import Progress, tallied
 from ragopt._runtime import Runtime
-from ragopt.embedders._progress import Progress, tallied
 from ragopt.errors import InvalidInput
 from ragopt.indexes.checks import check_unique
 

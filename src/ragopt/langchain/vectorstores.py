@@ -10,9 +10,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
+from ragopt._progress import Progress
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.embedders._progress import Progress
 from ragopt.errors import InvalidInput
 from ragopt.filters import And, Filter, Ids, to_filter
 from ragopt.fusion import By, check_outputs, vectors_for
