@@ -117,6 +117,7 @@ def _searching(index: PgvectorIndex, connection: Any, wait: Any) -> Row:
     queries = np.ascontiguousarray(dense[:: _SEARCHED // _QUERIES][:_QUERIES] + noise)
     wait(connection.execute(f"SET hnsw.ef_search = {_EF_SEARCH}"))
     table = index._table
+    wait(connection.execute(f"ANALYZE {table}"))  # or the server may do it between two rounds
 
     async def raw(number: int) -> list[str]:
         query = struct.pack(">HH", DIMENSION, 0) + queries[number].astype(">f4").tobytes()

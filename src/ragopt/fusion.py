@@ -9,6 +9,9 @@ from typing import Literal, TypeAlias
 from ragopt.errors import InvalidInput
 from ragopt.types import OUTPUTS, EmbedderSpec, Hit, Output
 
+Way: TypeAlias = Literal["dense", "sparse", "text", "multi"]
+
+_WAYS = frozenset({"dense", "sparse", "text", "multi"})
 _LEAST = 50  # candidates of each way, however few hits are asked for
 
 
@@ -21,7 +24,7 @@ class Fusion:
     be (Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual
     Rank Learning Methods", SIGIR 2009): it needs no common scale. ``relative`` adds up scores,
     those of each way stretched to [0, 1] between its worst and its best, by weight: it keeps how
-    far ahead the best ones are.
+    far ahead the best ones are. Multi-vectors score what the other ways found.
 
     Args:
         weights: How much each way counts.
@@ -35,18 +38,18 @@ class Fusion:
             value is out of its range.
     """
 
-    weights: Mapping[Output, float] = field(default_factory=lambda: {"dense": 1.0, "sparse": 1.0})
+    weights: Mapping[Way, float] = field(default_factory=lambda: {"dense": 1.0, "sparse": 1.0})
     method: Literal["rrf", "relative"] = "rrf"
     candidates: int | None = None
     rank_constant: int = 60
 
     def __post_init__(self) -> None:
         if not self.weights or not all(
-            way in OUTPUTS and weight > 0 for way, weight in self.weights.items()
+            way in _WAYS and weight > 0 for way, weight in self.weights.items()
         ):
             raise InvalidInput(
                 f"A fusion was given the weights {dict(self.weights)!r}.",
-                fix='Give a weight above 0 to "dense" and to "sparse".',
+                fix='Give weights above 0 to some of "dense", "sparse", "text" and "multi".',
             )
         if self.method not in ("rrf", "relative"):
             raise InvalidInput(f"{self.method!r} is no fusion.", fix='Use "rrf" or "relative".')
@@ -63,13 +66,21 @@ class Fusion:
         return weights, self.method, self.candidates, self.rank_constant
 
 
-By: TypeAlias = Output | Fusion
-"""How to search: by one kind of vector, or by several."""
+By: TypeAlias = Way | Fusion
+"""How to search: by one kind of vector, by the words of a text, or by several of them."""
+
+
+def ways_of(by: By) -> frozenset[str]:
+    """Return the ways of searching that are asked for."""
+    return frozenset(by.weights if isinstance(by, Fusion) else (by,))
 
 
 def vectors_for(by: By) -> frozenset[Output]:
     """Return the kinds of vectors that a query needs."""
-    return frozenset(by.weights) if isinstance(by, Fusion) else frozenset({by})
+    ways = ways_of(by)
+    if ways == {"multi"}:  # dense vectors name the candidates
+        return frozenset({"dense", "multi"})
+    return frozenset(output for output in OUTPUTS if output in ways)
 
 
 def check_outputs(spec: EmbedderSpec, by: By) -> None:
@@ -87,7 +98,7 @@ def candidates(fusion: Fusion, k: int) -> int:
     return max(k, fusion.candidates or max(4 * k, _LEAST))
 
 
-def fuse(found: Mapping[Output, Sequence[Hit]], fusion: Fusion, k: int) -> list[Hit]:
+def fuse(found: Mapping[Way, Sequence[Hit]], fusion: Fusion, k: int) -> list[Hit]:
     """Return the ``k`` best hits of all lists, with fused scores; equal ones as they came.
 
     Args:

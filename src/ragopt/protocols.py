@@ -242,6 +242,12 @@ class VectorIndex(Protocol):
 
     async def aversion(self) -> str: ...
 
+    def check_model(self, model: str, /, *, replace: bool = False) -> None:
+        """Raise InvalidInput if another embedding model made the vectors; keep the first name."""
+        ...
+
+    async def acheck_model(self, model: str, /, *, replace: bool = False) -> None: ...
+
     def add(self, records: RecordBatch, /) -> list[str]:
         """Store records, replacing those whose id is there already; return the ids in order.
 
@@ -300,13 +306,15 @@ class VectorIndex(Protocol):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        text: str | None = None,
     ) -> list[Hit]:
         """Return the ``k`` best records that match ``where``, best first.
 
         The filter applies inside the search: ``k`` records come back when ``k`` match.
         ``min_score`` leaves out hits below it; with ``k=None`` all others come back.
         ``embeddings`` adds the vectors to the hits. ``by`` is ``"dense"``, ``"sparse"``
-        (inner products above 0) or a ``Fusion`` of both; the query carries what that needs.
+        (inner products above 0), ``"text"`` (words, ranked by BM25) or a ``Fusion`` of them; the
+        query carries the vectors that this needs, and ``text`` the words.
         """
         ...
 
@@ -320,6 +328,7 @@ class VectorIndex(Protocol):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        text: str | None = None,
     ) -> list[Hit]: ...
 
     def search_batch(
@@ -332,6 +341,7 @@ class VectorIndex(Protocol):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Search for several queries at once; one list of hits for each."""
         ...
@@ -346,6 +356,7 @@ class VectorIndex(Protocol):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]: ...
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from ragopt import HashingEmbedder, MemoryIndex
 from ragopt.errors import InvalidInput
 from ragopt.langchain import IndexVectorStore
 from ragopt.testing.faces import BothColours, Face
-from ragopt.types import EmbeddingBatch
+from ragopt.types import EmbedderSpec, EmbeddingBatch
 
 
 class Watched(HashingEmbedder):
@@ -111,3 +112,41 @@ class TestAdding(BothColours):
             face(store).add_texts(iter(texts), **{"batch_size": 1, **columns})
         assert store.index.count() == 0
         assert face(store).add_texts([]) == []
+
+
+class Named(HashingEmbedder):
+    """An embedder of the same dimension under a name of its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(16)
+        self.name = name
+        self.calls = 0
+
+    @property
+    def spec(self) -> EmbedderSpec:
+        return replace(super().spec, model=self.name)
+
+    def _compute(self, texts: list[str], *args: Any) -> EmbeddingBatch:
+        self.calls += 1
+        return super()._compute(texts, *args)
+
+
+class TestModels(BothColours):
+    def test_another_model_is_refused_before_it_embeds(self, face: Face) -> None:
+        index = MemoryIndex()
+        face(IndexVectorStore(index, Named("one"))).add_texts(["pears"])
+        other = Named("two")
+        store = face(IndexVectorStore(index, other))
+        for use in (store.add_texts, store.max_marginal_relevance_search, store.similarity_search):
+            with pytest.raises(InvalidInput, match="made by the model 'one', not by 'two'"):
+                use(["apples"] if use == store.add_texts else "apples")
+        assert (index.count(), other.calls) == (1, 0)
+        index.check_model("two", replace=True)  # it was renamed
+        assert len(store.similarity_search("pears")) == 1
+
+    def test_words_and_models_without_a_name_are_not_compared(self, face: Face) -> None:
+        index = MemoryIndex()
+        face(IndexVectorStore(index, Named("one"))).add_texts(["pears"])
+        assert len(face(IndexVectorStore(index, Named(""))).similarity_search("apples")) == 1
+        by_words = face(IndexVectorStore(index, Named("two"), by="text"))
+        assert len(by_words.similarity_search("pears")) == 1

@@ -31,11 +31,13 @@ TEXTS = ["apples and pears", "cars and buses", "pears pears plums", "trains and 
 EMBEDDER = HashingEmbedder(64)
 
 
-@pytest.fixture(params=["memory", "faiss", "pgvector"])
+@pytest.fixture(params=["memory", "faiss", "pgvector", "redis"])
 def made(request: pytest.FixtureRequest) -> VectorIndex:
+    name = f"t_{secrets.token_hex(8)}"
     if request.param == "pgvector":
-        dsn = request.getfixturevalue("postgres_dsn")
-        return PgvectorIndex(dsn, f"t_{secrets.token_hex(8)}")
+        return PgvectorIndex(request.getfixturevalue("postgres_dsn"), name)
+    if request.param == "redis":
+        return RedisIndex(request.getfixturevalue("redis_url"), name)
     return MemoryIndex() if request.param == "memory" else FaissVectorStore(EMBEDDER).index
 
 
@@ -107,15 +109,6 @@ class TestLangChain:
 def test_embeddings_without_sparse_vectors_are_refused() -> None:
     with pytest.raises(InvalidInput, match="needs sparse vectors"):
         FaissVectorStore(DeterministicFakeEmbedding(size=8), by=Fusion())
-
-
-def test_an_index_without_sparse_vectors_takes_none(redis_url: str) -> None:
-    index = RedisIndex(redis_url, f"t_{secrets.token_hex(8)}")
-    store = IndexVectorStore(index, EMBEDDER, by=Fusion())
-    with pytest.raises(InvalidInput, match="RedisIndex keeps no sparse vectors"):
-        store.add_texts(TEXTS)
-    assert index.count() == 0
-    index.close()
 
 
 def test_a_database_is_needed() -> None:
@@ -195,7 +188,7 @@ class TestLlamaIndex:
 
     def test_what_a_mode_needs(self, index: VectorIndex) -> None:
         with pytest.raises(InvalidInput, match="without a model for them"):
-            Nodes(index).query(self.ask("pears", MODES.HYBRID))
+            Nodes(index).query(self.ask("pears", MODES.SPARSE))
         store = Nodes(index, sparse=EMBEDDER)
         with pytest.raises(InvalidInput, match="has no text"):
             store.query(VectorStoreQuery(query_embedding=[1.0] * 64, mode=MODES.HYBRID))

@@ -181,7 +181,11 @@ class TestQueries(Colour):
 
     @pytest.mark.parametrize(
         "mode",
-        [m for m in VectorStoreQueryMode if m.value not in ("default", "mmr", "sparse", "hybrid")],
+        [
+            VectorStoreQueryMode.SVM,
+            VectorStoreQueryMode.LOGISTIC_REGRESSION,
+            VectorStoreQueryMode.LINEAR_REGRESSION,
+        ],
     )
     def test_other_modes_are_refused(self, store: Any, mode: VectorStoreQueryMode) -> None:
         with pytest.raises(InvalidInput, match=f"does not support the query mode '{mode.value}'"):
@@ -250,6 +254,7 @@ ROUND_TRIPS: list[BaseNode] = [
     ImageNode(id_="image", text="a caption", image="aGVsbG8=", image_mimetype="image/png"),
     ImageNode(id_="image url", image_url="file.png"),
     IndexNode(id_="index", text="a summary", index_id="other"),
+    IndexNode(id_="index of a node", index_id="inner", obj=TextNode(id_="inner", text="t")),
     Node(id_="media", text_resource=MediaResource(text="words"), extra_info={"n": 1}),
     Node(id_="empty media"),
     Document(id_="document", text="a document", metadata={"file": "x.txt"}),
@@ -268,6 +273,7 @@ def test_round_trip(original: BaseNode) -> None:
     assert found.embedding == pytest.approx([0.6, 0.8])
     assert {**found.model_dump(), "embedding": None} == {**before, "embedding": None}
     assert found.hash == original.hash
+    assert getattr(found, "obj", None) == getattr(original, "obj", None)
 
 
 def test_nodes_that_cannot_be_stored() -> None:

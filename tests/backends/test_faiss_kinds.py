@@ -1,7 +1,9 @@
 """What the kinds of FAISS index do beyond the contract: training, recall, deletes, files."""
 
+import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +353,23 @@ def test_what_was_saved_before_there_were_kinds(array: Dense, tmp_path: Path) ->
         loaded = FaissIndex.load(tmp_path)
         assert recall(loaded, array[:500], np.full(500, True)) >= 0.98
         assert loaded._settings == index._settings
+
+
+async def test_searches_on_a_loop_take_turns(array: Dense, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More threads than cores would keep the loop from its turn."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # and five threads in a loop's pool
+    index = made("flat")
+    index.add(records(array[:100]))
+    nearest = index._nearest
+    at_once: list[None] = []
+
+    def counted(*arguments: Any) -> Any:
+        at_once.append(None)
+        time.sleep(0.002)
+        found = len(at_once), nearest(*arguments)
+        at_once.pop()
+        return found[1] if found[0] <= 3 else pytest.fail(f"{found[0]} searches at once")
+
+    monkeypatch.setattr(index, "_nearest", counted)
+    found = await asyncio.gather(*(index.asearch(Embedding(row), k=1) for row in array[:20]))
+    assert [hits[0].id for hits in found] == [f"r{row}" for row in range(20)]

@@ -342,6 +342,8 @@ class TestSearch:
             hits = index.search(query(1, 0, 0, 0), k=k)
             assert [hit.id for hit in hits] == ["with", "zero", "against"]
             assert [hit.score for hit in hits] == [1, 0, -1]
+        hits = index.search(query(1, 0, 0, 0), k=2)  # which the other one would fill
+        assert [hit.id for hit in hits] == ["with", "zero"]
         assert [hit.score for hit in index.search(query(0, 0, 0, 0))] == [0, 0, 0]
 
     def test_no_setting_of_a_search_stays_on_the_connection(self, make: Make) -> None:

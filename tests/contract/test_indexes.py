@@ -81,6 +81,7 @@ class TestFaissPqRefined(Trained):
     becomes = "IndexRefine"
 
 
+@pytest.mark.slow  # one of its like is among the fast ones
 class TestFaissRabitqRefined(Trained):
     __test__ = True
     options: ClassVar[dict[str, Any]] = {"kind": "rabitq_refined"}
@@ -99,12 +100,14 @@ class TestFaissIvfFlat(Trained):
     becomes = "IndexIVFFlat"
 
 
+@pytest.mark.slow  # one of its like is among the fast ones
 class TestFaissFactory(Trained):
     __test__ = True
     options: ClassVar[dict[str, Any]] = {"factory": "IVF4,SQ8,RFlat"}
     becomes = "IndexRefine"
 
 
+@pytest.mark.slow  # one of its like is among the fast ones
 class TestFaissSq8(Decoded):
     __test__ = True
     options: ClassVar[dict[str, Any]] = {"kind": "sq8"}

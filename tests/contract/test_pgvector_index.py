@@ -4,7 +4,7 @@ import pytest
 
 from ragopt import Metric
 from ragopt.indexes.pgvector import PgvectorIndex
-from ragopt.testing import SparseIndexContract, VectorIndexContract
+from ragopt.testing import SparseIndexContract, TextIndexContract, VectorIndexContract
 
 
 class Database(VectorIndexContract):
@@ -55,3 +55,13 @@ class TestSparseHnsw(Sparse):
     def make_index(self) -> PgvectorIndex:
         name = f"t_{secrets.token_hex(8)}"
         return PgvectorIndex(self.dsn, name, index="none", sparse_index="hnsw")
+
+
+class TestText(TextIndexContract):
+    @pytest.fixture(autouse=True)
+    def _dsn(self, postgres_dsn: str) -> None:
+        self.dsn = postgres_dsn
+
+    def make_index(self) -> PgvectorIndex:
+        name = f"t_{secrets.token_hex(8)}"
+        return PgvectorIndex(self.dsn, name, index="none", text_search=True)

@@ -1,8 +1,9 @@
+import secrets
 from pathlib import Path
 
 import pytest
 
-from ragopt import FaissIndex, MemoryIndex
+from ragopt import FaissIndex, MemoryIndex, RedisIndex
 from ragopt.testing import SparseIndexContract
 
 
@@ -26,3 +27,12 @@ class TestFaissLoadedFromDisk(SparseIndexContract):
     def make_index(self) -> FaissIndex:
         FaissIndex().save(self.folder / "index")
         return FaissIndex.load(self.folder / "index")
+
+
+class TestRedisIndex(SparseIndexContract):
+    @pytest.fixture(autouse=True)
+    def _url(self, redis_url: str) -> None:
+        self.url = redis_url
+
+    def make_index(self) -> RedisIndex:
+        return RedisIndex(self.url, f"t_{secrets.token_hex(8)}", kind="flat")

@@ -9,6 +9,7 @@ import pytest
 
 from ragopt import Embedding, EmbeddingBatch, FaissIndex, Ids, RecordBatch
 from ragopt.errors import CorruptData, StorageError
+from ragopt.indexes import _files
 from ragopt.indexes._files import manifest_text
 
 
@@ -82,6 +83,22 @@ def test_a_crash_before_the_manifest_keeps_the_old_index(
             made(10).save(tmp_path)
     assert contents(FaissIndex.load(tmp_path)) == contents(old)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_save_while_another_process_reads(
+    mmap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(10).save(tmp_path)
+    read, saves = _files._read, [made(20), made(30)]
+
+    def late(*arguments: Any) -> Any:
+        if saves:
+            saves.pop(0).save(tmp_path)
+        return read(*arguments)
+
+    monkeypatch.setattr(_files, "_read", late)
+    assert FaissIndex.load(tmp_path, mmap=mmap).count() == 30
 
 
 @pytest.mark.parametrize("pattern", ["vectors-*", "records-*"])
@@ -169,3 +186,14 @@ def test_no_index_and_no_folder(tmp_path: Path) -> None:
 def test_the_folder_is_the_owners_alone(tmp_path: Path) -> None:
     made().save(tmp_path / "index")
     assert os.stat(tmp_path / "index").st_mode & 0o077 == 0
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made().save(tmp_path)
+
+    def refuse(_: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_files, "_digest", refuse)  # root may read everything
+    with pytest.raises(StorageError, match=r"cannot be read \(Permission denied\)"):
+        FaissIndex.load(tmp_path)

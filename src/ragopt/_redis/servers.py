@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from ragopt._imports import require
-from ragopt._redis.connections import RedisConnections
+from ragopt._redis.connections import RedisConnections, Words
 from ragopt._redis.url import Address, read_url, text
 from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
 from ragopt.errors import BackendUnavailable, StorageError
 
-Command: TypeAlias = tuple[bytes, tuple[Any, ...]]  # the key that it is about, and its words
+Command: TypeAlias = tuple[bytes, Words]  # the key that it is about, and its words
 
 _SLOTS = 16384
 _REDIRECTS = 3  # answers in a row that send a command to another server
@@ -145,7 +145,7 @@ class RedisServers:
         self,
         io: Runtime,
         address: Address,
-        commands: Sequence[tuple[Any, ...]],
+        commands: Sequence[Words],
         asking: bool = False,
     ) -> list[Any]:
         """Send commands to one server in one round trip. What it refuses, the reply is an error."""

@@ -72,7 +72,7 @@ class Kit:
         from ragopt.indexes.pgvector import PgvectorIndex
 
         dsn, table = self.postgres
-        index = PgvectorIndex(dsn, table, index="none", statement_cache_size=100)
+        index = PgvectorIndex(dsn, table, index="none")
         index.clear()
         return index
 

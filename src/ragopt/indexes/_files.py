@@ -39,7 +39,11 @@ def write(
             if index is not None:
                 require("faiss", "faiss").write_index(index, str(folder / files["vectors"]))
             entries = {
-                part: {"name": name, "blake2b": _digest(folder / name)}
+                part: {
+                    "name": name,
+                    "bytes": (folder / name).stat().st_size,
+                    "blake2b": _digest(folder / name),
+                }
                 for part, name in files.items()
             }
             temporary.write_text(manifest_text(settings, entries))
@@ -56,24 +60,46 @@ def write(
                 old.unlink(missing_ok=True)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
-    """Return settings, columns and the FAISS index (None for one without vectors)."""
+def read(folder: Path, *, mapped: bool) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
+    """Return settings, columns and the FAISS index (None for one without vectors).
+
+    Args:
+        folder: What was written to.
+        mapped: Map the vectors into memory and look at the size of their file alone.
+    """
+    manifest = _manifest(folder)
+    while True:
+        try:
+            return _read(folder, manifest, mapped)
+        except StorageError:
+            # Somebody may have saved, and so removed the files that this manifest names.
+            before, manifest = manifest, _manifest(folder)
+            if manifest == before:
+                raise
+
+
+def _manifest(folder: Path) -> bytes:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        form, settings, entries = (manifest[part] for part in ("format", "settings", "files"))
-        whole = form != _FORMAT or manifest["blake2b"] == _sum(settings, entries)
-        files = {
-            part: (folder / entry["name"], entry["blake2b"]) for part, entry in entries.items()
-        }
+        return (folder / _MANIFEST).read_bytes()
     except FileNotFoundError as error:
         raise StorageError(
             f"There is no saved index in {folder}.", fix="Check the path, or save an index there."
         ) from error
     except OSError as error:
-        raise StorageError(
-            f"The index in {folder} cannot be read ({error.strerror}).",
-            fix="Check its permissions.",
-        ) from error
+        raise _unreadable(folder, error) from error
+
+
+def _read(
+    folder: Path, content: bytes, mapped: bool
+) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
+    try:
+        manifest = json.loads(content)
+        form, settings, entries = (manifest[part] for part in ("format", "settings", "files"))
+        whole = form != _FORMAT or manifest["blake2b"] == _sum(settings, entries)
+        files = {
+            part: (folder / entry["name"], entry["blake2b"], entry.get("bytes"))
+            for part, entry in entries.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder / _MANIFEST) from error
     if form != _FORMAT:
@@ -83,14 +109,24 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, list[Any]], Any]:
         )
     if not whole:
         raise _damaged(folder / _MANIFEST)
-    for path, digest in files.values():
-        # Checked before FAISS sees a byte: its reader trusts the sizes that a file claims.
-        if path.parent != folder or not path.is_file() or _digest(path) != digest:
-            raise _damaged(path)
-    columns = decode_value(files["records"][0].read_bytes())
-    index = None
-    if "vectors" in files:
-        index = require("faiss", "faiss").read_index(str(files["vectors"][0]))
+    try:
+        for part, (path, digest, size) in files.items():
+            # Checked before FAISS sees a byte: its reader trusts the sizes that a file claims.
+            # Past the end of a mapped file, even a look would end the process.
+            unread = mapped and part == "vectors" and size is not None
+            same = path.stat().st_size == size if unread else _digest(path) == digest
+            if path.parent != folder or not same:
+                raise _damaged(path)
+        path = files["records"][0]
+        columns = decode_value(path.read_bytes())
+        index = None
+        if "vectors" in files:
+            faiss, path = require("faiss", "faiss"), files["vectors"][0]
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    except (FileNotFoundError, RuntimeError) as error:  # gone, or nothing that FAISS can read
+        raise _damaged(path) from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
     if (0 if index is None else index.ntotal) != len(columns["ids"]):
         raise _damaged(folder)
     return settings, columns, index
@@ -125,6 +161,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unreadable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"The index in {folder} cannot be read ({error.strerror}).", fix="Check its permissions."
+    )
 
 
 def _damaged(path: Path) -> CorruptData:

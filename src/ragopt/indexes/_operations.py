@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from ragopt._runtime import Runtime
-from ragopt.errors import DimensionMismatch, InvalidInput
+from ragopt.errors import InvalidInput
 from ragopt.filters import Filter, Ids
-from ragopt.fusion import By, Fusion, candidates, fuse
-from ragopt.indexes.checks import check_columns, check_sparse, copy_metadata
+from ragopt.indexes._searching import Searching
+from ragopt.indexes.checks import check_columns, check_multi, check_sparse, copy_metadata
 from ragopt.protocols import ChangeListener
-from ragopt.sources import collecting, used
 from ragopt.types import (
     Dense,
     EmbeddingBatch,
-    Hit,
     Metric,
-    Output,
     Record,
     RecordBatch,
-    SparseVector,
 )
 
 
-class IndexOperations(ABC):
+class IndexOperations(Searching):
     """The operations of an index, and the checks before and the telling after them.
 
     Args:
@@ -37,13 +30,10 @@ class IndexOperations(ABC):
     """
 
     def __init__(self, dimension: int | None = None, *, metric: Metric | str = Metric.COSINE):
-        if dimension is not None and dimension < 1:
-            raise InvalidInput(
-                f"An index was given the dimension {dimension}.", fix="Give a dimension above 0."
-            )
-        self._dimension = dimension
-        self._metric = Metric(metric)
+        super().__init__(dimension, metric)
         self._listeners: list[ChangeListener] = []
+        self._model: str | None = None
+        self._unnamed: str | None = None  # the model to name once there is something to name it in
 
     @abstractmethod
     async def _version(self, io: Runtime) -> str: ...
@@ -51,11 +41,6 @@ class IndexOperations(ABC):
     @abstractmethod
     async def _add(self, io: Runtime, records: RecordBatch, vectors: Dense) -> None:
         """Store a batch that has been checked."""
-
-    @abstractmethod
-    async def _get(
-        self, io: Runtime, ids: Sequence[str], embeddings: bool
-    ) -> list[Record | None]: ...
 
     @abstractmethod
     async def _find(
@@ -69,35 +54,15 @@ class IndexOperations(ABC):
     @abstractmethod
     async def _count(self, io: Runtime, where: Filter | None) -> int: ...
 
-    @abstractmethod
-    async def _search(
-        self,
-        io: Runtime,
-        queries: Dense,
-        k: int | None,
-        where: Filter | None,
-        min_score: float | None,
-        embeddings: bool,
-    ) -> list[list[Hit]]:
-        """Search for queries that have been checked, shape ``(n, dimension)``, n >= 1.
+    async def _made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
+        """Return the model that the index is kept for, after naming it where there is none.
 
-        ``k`` is None only with a ``min_score``.
+        With ``replace`` it is named in any case, and None forgets it. Returns None where there is
+        nothing yet to name it in.
         """
-
-    async def _search_sparse(
-        self,
-        io: Runtime,
-        queries: Sequence[SparseVector],
-        k: int | None,
-        where: Filter | None,
-        min_score: float | None,
-        embeddings: bool,
-    ) -> list[list[Hit]]:
-        """Search by sparse vectors: records of an inner product above 0."""
-        raise InvalidInput(
-            f"{type(self).__name__} does not search by sparse vectors.",
-            fix='Search by="dense", or use another index.',
-        )
+        if replace or self._model is None:
+            self._model = model
+        return self._model
 
     @abstractmethod
     async def _close(self, io: Runtime) -> None: ...
@@ -110,6 +75,8 @@ class IndexOperations(ABC):
         self._check_kept(records.embeddings)
         if records.embeddings.sparse is not None:
             check_sparse(records.embeddings, "record", ids)
+        if records.embeddings.multi is not None:
+            check_multi(records.embeddings, "record", ids)
         check_columns(records)
         # One pass, and the caller keeps the right to change what was passed in.
         copy = replace(
@@ -121,9 +88,26 @@ class IndexOperations(ABC):
         )
         try:
             await self._add(io, copy, vectors)
+            if self._unnamed is not None:
+                await self._check_model(io, self._unnamed, False)
         finally:  # after a failure too: a server may have stored what it could not confirm
             await self._tell(io, [*ids, *(copy.document_ids or [])])
         return ids
+
+    async def _check_model(self, io: Runtime, model: str, replace: bool) -> None:
+        known = await self._made_by(io, model, replace)
+        self._unnamed = model if known is None else None
+        if known not in (None, model):
+            raise InvalidInput(
+                f"The vectors of this index were made by the model {known!r}, not by {model!r}. "
+                "Nothing was stored.",
+                fix="Use that model, or another index. If both names mean the same model, call "
+                f"check_model({model!r}, replace=True) once.",
+            )
+
+    async def _clear(self, io: Runtime) -> None:
+        await self._told_delete(io, None)
+        await self._made_by(io, None, True)  # vectors of any model may follow
 
     async def _told_delete(self, io: Runtime, where: Filter | None) -> int:
         if not self._listeners:
@@ -147,118 +131,16 @@ class IndexOperations(ABC):
             for each in self._listeners:
                 await io.call(each.changed, each.achanged, *told)
 
-    async def _checked_search(
-        self,
-        io: Runtime,
-        queries: EmbeddingBatch,
-        k: int | None,
-        where: Filter | None,
-        min_score: float | None,
-        embeddings: bool,
-        by: By,
-        least: int = 0,
-    ) -> list[list[Hit]]:
-        if k is None and min_score is None:
-            raise InvalidInput(
-                "A search was to return everything.", fix="Give k, or min_score; find() lists all."
-            )
-        if k is not None and k < 1:
-            raise InvalidInput(f"The best {k} hits were asked for.", fix="Ask for 1 or more.")
-        if max(len(queries), least) == 0:
-            return []
-        if isinstance(by, Fusion):
-            found = await self._fused(io, queries, k, where, min_score, embeddings, by)
-        else:
-            found = await self._by(io, by, queries, k, where, min_score, embeddings)
-        if collecting() is not None:
-            used(name for hits in found for hit in hits for name in (hit.id, hit.document_id))
-        return found
-
-    async def _by(
-        self, io: Runtime, way: Output, queries: EmbeddingBatch, *how: Any
-    ) -> list[list[Hit]]:
-        """Search by one kind of vector."""
-        if way == "dense":
-            return await self._search(io, self._check_vectors(queries, "query"), *how)
-        if way == "sparse":
-            return await self._search_sparse(io, check_sparse(queries, "query"), *how)
-        raise InvalidInput(
-            f"An index cannot search by {way!r}.", fix='Search by "dense", "sparse" or a Fusion.'
-        )
-
-    async def _fused(
-        self,
-        io: Runtime,
-        queries: EmbeddingBatch,
-        k: int | None,
-        where: Filter | None,
-        min_score: float | None,
-        embeddings: bool,
-        fusion: Fusion,
-    ) -> list[list[Hit]]:
-        if k is None:
-            raise InvalidInput("A fusion was asked for all hits.", fix="Give it a k.")
-        most = candidates(fusion, k)
-        ways = list(fusion.weights)
-        found = await io.gather(
-            self._by(io, way, queries, most, where, None, embeddings) for way in ways
-        )
-        return [
-            [
-                hit
-                for hit in fuse(dict(zip(ways, lists, strict=True)), fusion, k)
-                if min_score is None or hit.score >= min_score
-            ]
-            for lists in zip(*found, strict=True)
-        ]
-
     def _check_kept(self, batch: EmbeddingBatch) -> None:
         """Refuse vectors that would be lost."""
-        searched = type(self)._search_sparse is not IndexOperations._search_sparse
+        searched = type(self)._search_sparse is not Searching._search_sparse
         kind = None
         if batch.sparse is not None and not searched:
             kind = "sparse vectors"
-        elif batch.multi is not None:
+        elif batch.multi is not None and not self._keeps_multi:
             kind = "multi-vectors"
         if kind is not None:
             raise InvalidInput(
                 f"{type(self).__name__} keeps no {kind}. Nothing was stored.",
                 fix="Embed without them: outputs says which vectors are made.",
-            )
-
-    def _check_vectors(
-        self, batch: EmbeddingBatch, what: str, ids: Sequence[str] | None = None
-    ) -> Dense:
-        """Return the dense vectors as one contiguous array, or say what is wrong with them."""
-        if batch.dense is None:
-            raise InvalidInput(
-                f"A {what} came without a dense vector.",
-                fix='Embed it with outputs that include "dense".',
-            )
-        vectors = np.ascontiguousarray(batch.dense, dtype=np.float32)
-        if vectors.ndim != 2:
-            raise InvalidInput(
-                f"The vectors have shape {vectors.shape}.", fix="Pass shape (n, dimension)."
-            )
-        if ids is not None and len(vectors) != len(ids):
-            raise InvalidInput(
-                f"{len(ids)} ids came with {len(vectors)} vectors.", fix="Pass one for each record."
-            )
-        self._check_dimension(vectors.shape[1], what)
-        finite = np.isfinite(vectors)
-        if not finite.all():
-            row = int(np.argmin(finite.all(axis=1)))
-            name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"
-            raise InvalidInput(
-                f"The vector of {name} holds NaN or infinity. Nothing was changed.",
-                fix="Check the text and the model; leave the record out or embed it again.",
-            )
-        return vectors
-
-    def _check_dimension(self, dimension: int, what: str) -> None:
-        if not dimension or dimension != (self._dimension or dimension):
-            raise DimensionMismatch(
-                f"The {what} vectors have dimension {dimension}, "
-                f"the index has {self._dimension or 'none yet'}. Nothing was changed.",
-                fix="Use the embedding model that the index was made with, or make a new index.",
             )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from ragopt._imports import require
 from ragopt._portal import portal
-from ragopt._runtime import PerLoop, Runtime
-from ragopt.errors import BackendUnavailable, InvalidInput, RagoptError, StorageError
+from ragopt._runtime import ASYNC, PerLoop, Runtime
+from ragopt.errors import BackendUnavailable, InvalidInput, StorageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_WRITTEN = 1_000  # records that command_timeout is meant for: HNSW takes some ms for each
+_STATEMENTS = 100  # that a direct connection keeps
 _OLDEST = (0, 8)  # the first pgvector with iterative scans
 
 
@@ -31,8 +33,12 @@ class Postgres:
         purpose: What the connections are for, in errors: ``"the table 'docs'"``.
         max_connections: Bound on the connections of each pool.
         timeout: Seconds to wait for a connection.
-        command_timeout: Seconds to wait for each statement; None for as long as it takes.
-        statement_cache_size: Prepared statements that a connection keeps.
+        command_timeout: Seconds to wait for each statement, and for each 1,000 records of one that
+            writes; None for as long as it takes.
+        statement_cache_size: Prepared statements that a connection keeps; None for some on a
+            direct connection, and none behind a pooler.
+        session: Settings for the planner, as SQL. Connections without prepared statements go
+            without, since others may have them next.
 
     Raises:
         MissingDependency: asyncpg is not installed.
@@ -47,12 +53,17 @@ class Postgres:
         max_connections: int,
         timeout: float,
         command_timeout: float | None,
-        statement_cache_size: int,
+        statement_cache_size: int | None,
+        session: str,
     ) -> None:
         self._asyncpg = require("asyncpg", "postgres")
         _check_dsn(dsn)
         self._purpose = purpose
         self._timeout = timeout
+        self._command_timeout = command_timeout
+        self._cache_size = statement_cache_size
+        self._session = session
+        self._pooled = False  # as far as is known
         self._hopped = False
         self._pools = PerLoop(
             lambda: self._asyncpg.create_pool(
@@ -61,7 +72,7 @@ class Postgres:
                 max_size=max_connections,
                 timeout=timeout,
                 command_timeout=command_timeout,
-                statement_cache_size=statement_cache_size,
+                connect=self._connect,
                 init=_prepare,
                 reset=_leave_as_it_is,
             )
@@ -83,18 +94,19 @@ class Postgres:
 
         return await io.call(hop, lambda: operation(*args, **kwargs))
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Any]:
+    def connection(
+        self, opened: Callable[[Any], Coroutine[Any, Any, None]] | None = None
+    ) -> AbstractAsyncContextManager[Any]:
         """Lend a connection of the running loop's pool.
+
+        Args:
+            opened: What is awaited with it first.
 
         Raises:
             BackendUnavailable: The server could not be reached, or did not answer in time.
             StorageError: The server refused a statement.
         """
-        with self._explained():
-            pool = await self._pools.get()
-            async with pool.acquire(timeout=self._timeout) as connection:
-                yield connection
+        return _Lending(self, opened)
 
     async def close(self, io: Runtime) -> None:
         """Close the pool of sync calls and, in the async colour, that of the running loop."""
@@ -102,21 +114,49 @@ class Postgres:
             await io.cpu(lambda: portal().call(self._close_pool))
         await io.call(lambda: None, self._close_pool)
 
+    async def _connect(self, *args: Any, **options: Any) -> Any:
+        """Open a connection, with prepared statements where it has a server process of its own."""
+        size = self._cache_size
+        if size is None:
+            size = 0 if self._pooled else _STATEMENTS
+        connection = await self._asyncpg.connect(*args, statement_cache_size=size, **options)
+        if not size:
+            return connection
+        try:
+            self._pooled = self._cache_size is None and await _is_pooled(connection)
+            if not self._pooled:
+                await connection.execute(self._session)
+                return connection
+        except BaseException:
+            connection.terminate()
+            raise
+        await connection.close()
+        return await self._connect(*args, **options)
+
     async def _close_pool(self) -> None:
         pool = self._pools.pop()
         if pool is not None:
             await pool.close()
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def patience(self, records: int) -> float | None:
+        """Return the seconds to wait for a statement that writes so many records."""
+        if self._command_timeout is None:
+            return None
+        return self._command_timeout * max(1.0, records / _WRITTEN)
+
+    async def take(self) -> tuple[Any, Any]:
+        """Wait for a connection; return it and the pool that it goes back to."""
+        pool = await self._pools.get()
+        # asyncpg's own timeout starts a task for each call.
+        async with ASYNC.limit(self._timeout):
+            return await pool.acquire(), pool
+
+    def explain(self, error: BaseException) -> None:
+        """Raise what an error means, if it comes from the driver or the server."""
         asyncpg = self._asyncpg
-        try:
-            yield
-        except RagoptError:
-            raise
-        except asyncpg.exceptions.ClientConfigurationError:
+        if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
             raise _bad_dsn() from None
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> StorageError:
@@ -152,6 +192,47 @@ class Postgres:
             f"PostgreSQL refused a statement, for {self._purpose} ({text}).",
             fix="Nothing was changed. Check the permissions of the user and the free space.",
         )
+
+
+class _Lending:
+    """A connection as a context. No generator: 200 searches may come to this at the same time."""
+
+    def __init__(
+        self, postgres: Postgres, opened: Callable[[Any], Coroutine[Any, Any, None]] | None
+    ) -> None:
+        self._postgres = postgres
+        self._opened = opened
+        self._connection: Any = None
+
+    async def __aenter__(self) -> Any:
+        try:
+            self._connection, self._pool = await self._postgres.take()
+            if self._opened is not None:
+                await self._opened(self._connection)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+        return self._connection
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if self._connection is not None:
+                await self._pool.release(self._connection)
+        except Exception as failure:
+            self._postgres.explain(failure)
+            raise
+        if error is not None:
+            self._postgres.explain(error)
+
+
+async def _is_pooled(connection: Any) -> bool:
+    """Whether a pooler, such as pgbouncer, stands between and shares out server processes.
+
+    It answers for many of them, and so it names a process of its own making when a client
+    connects. The statement has no name, since a process might keep a named one for others.
+    """
+    statement = await connection.prepare("SELECT pg_backend_pid()", name="")
+    return bool(await statement.fetchval() != connection.get_server_pid())
 
 
 async def _prepare(connection: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +47,41 @@ class Postings:
                 np.concatenate([before.weights, segment.weights]),
             )
         self._segments.append(segment)
+
+    def packed(self, kept: NDArray[np.int64], size: int) -> Postings:
+        """Return the entries of ``kept`` rows, ascending, renumbered from 0; of ``size`` rows."""
+        place = np.full(size, -1)
+        place[kept] = np.arange(len(kept))
+        packed = Postings()
+        for tokens, rows, weights in self._segments:
+            stays = place[rows] >= 0
+            if stays.any():
+                segment = _Segment(tokens[stays], place[rows[stays]], weights[stays])
+                packed._segments.append(segment)
+        return packed
+
+    def holding(self, tokens: Sequence[int], alive: NDArray[np.bool_]) -> list[int]:
+        """Return how many of the rows that are alive hold each token."""
+        total = np.zeros(len(tokens), dtype=np.int64)
+        for held, owners, _ in self._segments:
+            begins = np.searchsorted(held, tokens, "left")
+            ends = np.searchsorted(held, tokens, "right")
+            for place, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+                total[place] += np.count_nonzero(alive[owners[begin:end]])
+        return total.tolist()
+
+    def holding_all(self, groups: Iterable[Sequence[int]], rows: int) -> NDArray[np.bool_]:
+        """Return which of the first ``rows`` rows hold all tokens of one group."""
+        found = np.zeros(rows, dtype=bool)
+        for group in groups:
+            held = np.zeros(rows, dtype=np.int64)
+            for tokens, owners, _ in self._segments:
+                begins = np.searchsorted(tokens, group, "left")
+                ends = np.searchsorted(tokens, group, "right")
+                for begin, end in zip(begins, ends, strict=True):
+                    held[owners[begin:end]] += 1  # a row holds a token once
+            found |= held == len(group)
+        return found
 
     def scores(self, query: SparseVector, rows: int) -> Dense:
         """Return the inner product of a query with each of the first ``rows`` rows."""

@@ -53,3 +53,11 @@ def no_cluster(where: str) -> InvalidInput:
         f"The Redis servers at {where} are a cluster, of which a search would see one server.",
         fix="Give the URL of a single server or of a Sentinel.",
     )
+
+
+def no_texts(name: str) -> InvalidInput:
+    """Return the error for a search by text in an index that was not made for it."""
+    return InvalidInput(
+        f"The Redis index {name!r} has no text search.",
+        fix="Make it with text_search=True; one that is there has to be made anew.",
+    )

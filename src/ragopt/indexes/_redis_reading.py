@@ -18,6 +18,7 @@ from ragopt.indexes._redis_records import (
     Keys,
     Vectors,
     chunks,
+    fields_of,
     found,
     record_of,
 )
@@ -90,11 +91,7 @@ class RedisReader:
                 io, *(("HMGET", self._keys.of(id_), *names) for id_ in part)
             )
             for id_, values in zip(part, replies, strict=True):
-                fields = {
-                    name.encode(): value
-                    for name, value in zip(names, values, strict=True)
-                    if value is not None
-                }
+                fields = fields_of(names, values)
                 # A key without a place in the order is no record of ours.
                 there = b"seq" in fields and b"metadata" in fields
                 record = record_of(id_, fields, self._vectors) if there else None
@@ -106,6 +103,11 @@ class RedisReader:
         query = "FT.SEARCH", self._schema.index, condition.text or "*", "LIMIT", 0, 0, *self._end
         replies = await self._schema.query(io, [query])
         return int(replies[0][0]) if replies else 0
+
+    def matching(self, condition: Condition, most: int) -> tuple[Any, ...]:
+        """Return the command for the places of records that meet a query, up to a number."""
+        query = "FT.AGGREGATE", self._schema.index, condition.text or "*"
+        return (*query, "LOAD", 1, f"@{SEQ}", "LIMIT", 0, most, *self._end)
 
     async def pages(
         self, io: Runtime, where: Filter | None, names: Sequence[str], limit: int | None = None

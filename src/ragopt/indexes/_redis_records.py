@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ragopt.codecs import decode_value, encode_value
+from ragopt.codecs import decode_multi, decode_value, encode_multi, encode_value
 from ragopt.errors import InvalidInput
 from ragopt.indexes._redis_filters import TAGS, tokens_of
-from ragopt.types import Dense, Embedding, Metric, Record, RecordBatch
+from ragopt.indexes._redis_postings import pack_sparse, unpack_sparse
+from ragopt.types import Dense, Embedding, Metric, Record, RecordBatch, SparseVector
 
 T = TypeVar("T")
 
@@ -21,18 +22,29 @@ VectorPrecision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 PRECISIONS = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
 VECTOR, SEQ, DISTANCE = "vector", "seq", "distance"
 PLAIN = ("text", "metadata", "document")
-EMBEDDED = (VECTOR, "norm")
+SPARSE, TERMS, MULTI = "sparse", "terms", "multi"
+EMBEDDED = (VECTOR, "norm", SPARSE, MULTI)
 
 _TINY = 1e-300  # no length of float32 numbers is, but 0
 _LONGEST = 60_000  # bytes of a key: the query engine counts them in 16 bits
 
 
 class Row(NamedTuple):
-    """A record that is ready to be stored, but for its vector."""
+    """A record that is ready to be stored, but for its place in the order.
+
+    Args:
+        key: Its key.
+        words: Its fields and their values in turn.
+        numbers: Which of the fields are NUMERIC ones for metadata.
+        text: Its text.
+        sparse: Its sparse vector.
+    """
 
     key: bytes
     words: tuple[bytes | str, ...]
     numbers: frozenset[str]
+    text: str
+    sparse: SparseVector | None
 
 
 class Keys:
@@ -61,15 +73,24 @@ class Keys:
         return raw.decode("utf-8", "surrogatepass")
 
 
-def rows_of(keys: Keys, records: RecordBatch) -> list[Row]:
-    """Encode a batch, all but its vectors.
+def rows_of(
+    keys: Keys, records: RecordBatch, packed: Sequence[bytes], norms: Sequence[float] | None
+) -> list[Row]:
+    """Encode a batch.
+
+    Args:
+        keys: The keys of the index.
+        records: The batch.
+        packed: The bytes of its dense vectors.
+        norms: Their lengths, where they are stored.
 
     Raises:
-        InvalidInput: Metadata cannot be stored, or an id is too long.
+        InvalidInput: Metadata or a sparse vector cannot be stored, or an id is too long.
     """
     rows = []
     columns = records.ids, records.texts, records.metadatas or (), records.document_ids or ()
-    for id_, text, metadata, document_id in zip(*columns, strict=True):
+    sparse, multi = records.embeddings.sparse, records.embeddings.multi
+    for at, (id_, text, metadata, document_id) in enumerate(zip(*columns, strict=True)):
         key = keys.of(id_)
         if len(key) > _LONGEST:
             raise InvalidInput(
@@ -79,13 +100,20 @@ def rows_of(keys: Keys, records: RecordBatch) -> list[Row]:
         tokens, numbers = tokens_of(id_, document_id, metadata)
         words: list[bytes | str] = [
             *("text", text.encode("utf-8", "surrogatepass"), "metadata", encode_value(metadata)),
-            *(TAGS, ",".join(tokens)),
+            *(TAGS, ",".join(tokens), VECTOR, packed[at]),
         ]
+        if norms is not None:
+            words += "norm", repr(norms[at])
+        vector = None if sparse is None else sparse[at]
+        if vector is not None:
+            words += SPARSE, pack_sparse(vector)
+        if multi is not None:
+            words += MULTI, encode_multi(multi[at], "float16")
         if document_id is not None:
             words += "document", document_id.encode("utf-8", "surrogatepass")
         for field, number in numbers.items():
             words += field, repr(number)
-        rows.append(Row(key, tuple(words), frozenset(numbers)))
+        rows.append(Row(key, tuple(words), frozenset(numbers), text, vector))
     return rows
 
 
@@ -162,6 +190,13 @@ def found(reply: Sequence[Any]) -> list[Found]:
     ]
 
 
+def fields_of(names: Sequence[str], values: Sequence[bytes | None]) -> dict[bytes, bytes]:
+    """Return the fields of a record that are there, out of the reply to HMGET."""
+    return {
+        name.encode(): value for name, value in zip(names, values, strict=True) if value is not None
+    }
+
+
 def plain_of(fields: Mapping[bytes, bytes]) -> tuple[str, dict[str, Any], str | None]:
     """Return text, metadata and document id."""
     document = fields.get(b"document")
@@ -174,8 +209,12 @@ def plain_of(fields: Mapping[bytes, bytes]) -> tuple[str, dict[str, Any], str | 
 
 def embedding_of(fields: Mapping[bytes, bytes], vectors: Vectors) -> Embedding:
     """Return the embedding, empty where it was not asked for."""
-    blob = fields.get(b"vector")
-    return Embedding(None if blob is None else vectors.unpack(blob, fields.get(b"norm")))
+    blob, packed, multi = (fields.get(name) for name in (b"vector", b"sparse", b"multi"))
+    return Embedding(
+        None if blob is None else vectors.unpack(blob, fields.get(b"norm")),
+        None if packed is None else unpack_sparse(packed),
+        None if multi is None else decode_multi(multi),
+    )
 
 
 def record_of(id_: str, fields: Mapping[bytes, bytes], vectors: Vectors) -> Record:

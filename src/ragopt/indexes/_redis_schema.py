@@ -5,6 +5,7 @@ holds
 
 * ``schema``: dimension, metric, kind, precision, and a token of this making of the index;
 * the name of each NUMERIC field for metadata, with the token of the making that has it;
+* ``model``, the name of what made the vectors, where it was told;
 * ``version``, replaced with every change, and ``seq``, the number of the last record added;
 * ``filling``, while the engine reads the records again that an index lost.
 
@@ -13,14 +14,14 @@ All keys of an index share a hash tag: on a cluster they would be on one server.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any
 
+from ragopt._redis.connections import Words
 from ragopt._redis.servers import RedisServers
 from ragopt._runtime import Runtime
 from ragopt.errors import (
@@ -32,10 +33,9 @@ from ragopt.errors import (
 )
 from ragopt.indexes._redis_errors import explained, is_duplicate, is_missing, no_cluster
 from ragopt.indexes._redis_filters import TAGS
+from ragopt.indexes._redis_made import Kind, Made
 from ragopt.indexes._redis_records import PRECISIONS, SEQ, VECTOR, VectorPrecision
 from ragopt.types import Metric
-
-Kind: TypeAlias = Literal["hnsw", "flat"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{0,128}")
@@ -43,26 +43,6 @@ _FIELDS = 1_000  # the engine takes 1,024 in all
 _FILLING = b"filling"
 _PAUSE = 0.02  # seconds between two looks at an index that is being filled
 TRIES = 3  # times to begin again after another process removed the index
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What an index was made for, and a token of its making."""
-
-    dimension: int
-    metric: str
-    kind: str
-    precision: str
-    token: str
-
-    def dump(self) -> bytes:
-        """Write it as it stands in Redis."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def load(cls, text: bytes) -> Made:
-        """Read what ``dump`` wrote."""
-        return cls(**json.loads(text))
 
 
 class RedisSchema:
@@ -79,6 +59,7 @@ class RedisSchema:
         precision: The numbers that are stored.
         dimension: Length of the vectors, where it is known.
         timeout: Seconds to wait for an index that another process fills.
+        text: Whether a new index is for searches by text.
     """
 
     def __init__(
@@ -94,6 +75,7 @@ class RedisSchema:
         precision: VectorPrecision,
         dimension: int | None,
         timeout: float,
+        text: bool,
     ) -> None:
         if not _NAME.fullmatch(name) or not _PREFIX.fullmatch(prefix):
             raise InvalidInput(
@@ -106,18 +88,25 @@ class RedisSchema:
         self.index = f"{prefix}{{{name}}}"  # braces, or ("a.", "b") and ("a", ".b") were one
         self.records = f"{self.index}:r:"
         self.meta = f"{self.index}:meta".encode()
+        self.postings = f"{self.index}:postings"
         self._metric = metric
         self._kind = kind
         self._graph = ("M", m, "EF_CONSTRUCTION", ef_construction) if kind == "hnsw" else ()
         self._precision = precision
         self._timeout = timeout
+        self._text = text
         self._given = dimension
         self.dimension = dimension
         self.made: Made | None = None  # as far as is known
         self.fields: frozenset[str] = frozenset()  # NUMERIC ones for metadata
         self._filling = False
 
-    async def ask(self, io: Runtime, *commands: tuple[Any, ...]) -> list[Any]:
+    @property
+    def text(self) -> bool:
+        """Whether the index is, or will be, for searches by text."""
+        return self._text if self.made is None else self.made.text
+
+    async def ask(self, io: Runtime, *commands: Words) -> list[Any]:
         """Send commands in one round trip to the server that has the index."""
         try:
             return await self._servers.ask(io, [(self.meta, words) for words in commands])
@@ -270,7 +259,7 @@ class RedisSchema:
 
     def _new(self, dimension: int) -> Made:
         token = secrets.token_hex(8)
-        return Made(dimension, str(self._metric), self._kind, self._precision, token)
+        return Made(dimension, str(self._metric), self._kind, self._precision, token, self._text)
 
     def _definition(self, made: Made, scan: bool) -> tuple[Any, ...]:
         """Return the words of FT.CREATE, without the fields for metadata."""
@@ -342,6 +331,16 @@ class RedisSchema:
         fields = (word for name in names for word in (name, "NUMERIC"))
         await self.ask(io, ("FT.ALTER", self.index, "SKIPINITIALSCAN", "SCHEMA", "ADD", *fields))
 
+    async def made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
+        """Name the model of the vectors, where there is none or to replace it; return the name."""
+        if model is None:
+            await self.ask(io, ("HDEL", self.meta, "model"))
+            return None
+        name = model.encode("utf-8", "surrogatepass")
+        words = "HSET" if replace else "HSETNX", self.meta, "model", name
+        _, known = await self.ask(io, words, ("HGET", self.meta, "model"))
+        return str(known, "utf-8", "surrogatepass")
+
     def change(self) -> tuple[Any, ...]:
         """Return the command that replaces the version."""
         return "HSET", self.meta, "version", secrets.token_hex(8)
@@ -349,7 +348,7 @@ class RedisSchema:
     async def clear(self, io: Runtime) -> int:
         """Remove all records at once, by making the index anew; return how many there were."""
         assert self.made is not None
-        new = self._new(self.made.dimension)
+        new = replace(self.made, token=secrets.token_hex(8))
         *_, outcomes = await self.ask(
             io,
             ("MULTI",),
@@ -357,10 +356,11 @@ class RedisSchema:
             ("FT.DROPINDEX", self.index, "DD"),
             ("HSET", self.meta, "schema", new.dump()),
             self._definition(new, scan=False),
+            ("UNLINK", self.postings),
             self.change(),
             ("EXEC",),
         )
-        counted, _, _, defined, _ = outcomes
+        counted, _, _, defined, *_ = outcomes
         if isinstance(defined, Exception):  # an index by hand, between the two: all is left to open
             self.made = None
             raise StorageError(
@@ -374,7 +374,7 @@ class RedisSchema:
         """Remove the index, its records and what is stored about it; a stranger's stays."""
         (ours,) = await self.ask(io, ("HEXISTS", self.meta, "schema"))
         if ours:
-            remove = ("FT.DROPINDEX", self.index, "DD"), ("DEL", self.meta)
+            remove = ("FT.DROPINDEX", self.index, "DD"), ("DEL", self.meta, self.postings)
             await self.ask(io, ("MULTI",), *remove, ("EXEC",))
         self.made, self.fields, self.dimension = None, frozenset(), self._given
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ragopt._redis.connections import packed
 from ragopt._runtime import Runtime
 from ragopt.errors import StorageError
 from ragopt.indexes._redis_errors import is_missing
-from ragopt.indexes._redis_records import SEQ, VECTOR, Keys, Row, Vectors, chunks, rows_of
+from ragopt.indexes._redis_postings import APPEND, FORGET, pack_terms, postings, terms_of
+from ragopt.indexes._redis_records import SEQ, TERMS, Keys, Row, Vectors, chunks, rows_of
 from ragopt.indexes._redis_schema import TRIES, RedisSchema
 from ragopt.types import Dense, RecordBatch
 
@@ -31,24 +33,16 @@ class RedisWriter:
 
     async def add(self, io: Runtime, records: RecordBatch, vectors: Dense) -> None:
         """Store records; an error says from which one on they were not."""
-        rows, packed, norms = await io.cpu(self._encode, records, vectors)
+        rows = await io.cpu(self._encode, records, vectors)
         fields = frozenset[str]().union(*(row.numbers for row in rows))
         done = 0
         try:
             await self._schema.prepare(io, vectors.shape[1], fields)
             (last,) = await self._schema.ask(io, ("HINCRBY", self._schema.meta, SEQ, len(rows)))
             first = int(last) - len(rows) + 1
-            for chunk in chunks(range(len(rows)), _PART):
-                stores = []
-                for row in chunk:
-                    words = [*rows[row].words, SEQ, first + row, VECTOR, packed[row]]
-                    if norms is not None:
-                        words += "norm", repr(norms[row])
-                    # Removed first, since fields of the old record would stay.
-                    stores += [("DEL", rows[row].key), ("HSET", rows[row].key, *words)]
-                span = first + chunk[0], first + chunk[-1]
-                await self._store(io, stores, span, vectors.shape[1], fields)
-                done = chunk[-1] + 1
+            for part in chunks(rows, _PART):
+                await self._store(io, part, first + done, vectors.shape[1], fields)
+                done += len(part)
         except StorageError as error:
             raise type(error)(
                 f"{error.problem} Of {len(rows)} records the {len(rows) - done} from "
@@ -61,33 +55,56 @@ class RedisWriter:
         removed = 0
         for part in chunks(keys, _PART):
             *_, (gone, _) = await self._schema.ask(
-                io, ("MULTI",), ("UNLINK", *part), self._schema.change(), ("EXEC",)
+                io, ("MULTI",), self._forget(part), self._schema.change(), ("EXEC",)
             )
             removed += int(gone)
         return removed
 
-    def _encode(
-        self, records: RecordBatch, vectors: Dense
-    ) -> tuple[list[Row], list[bytes], list[float] | None]:
-        return rows_of(self._keys, records), *self._vectors.pack(vectors, "record")
+    def _encode(self, records: RecordBatch, vectors: Dense) -> list[Row]:
+        packed, norms = self._vectors.pack(vectors, "record")
+        return rows_of(self._keys, records, packed, norms)
+
+    def _forget(self, keys: Sequence[bytes]) -> tuple[Any, ...]:
+        """Return the command that removes records and their postings."""
+        return "EVAL", FORGET, 1 + len(keys), self._schema.postings, *keys
+
+    def _commands(self, rows: Sequence[Row], first: int, text: bool) -> list[bytes]:
+        """Return what stores records: as it is sent, since making that takes a while."""
+        words = [[*row.words, SEQ, place] for place, row in enumerate(rows, first)]
+        entries = postings("s", first, [row.sparse for row in rows])
+        if text:
+            terms = [terms_of(row.text) for row in rows]
+            entries += postings("t", first, terms)
+            for each, vector in zip(words, terms, strict=True):
+                each.extend((TERMS, pack_terms(vector)))
+        for place, row in enumerate(rows, first):
+            if text or row.sparse is not None:
+                entries += b"n%d" % place, row.key[len(self._keys.prefix) :]
+        # Removed first, since fields and postings of the old records would stay.
+        commands = [self._forget([row.key for row in rows])]
+        commands += (("HSET", row.key, *each) for row, each in zip(rows, words, strict=True))
+        if entries:
+            commands.append(("EVAL", APPEND, 1, self._schema.postings, *entries))
+        return [packed(command) for command in commands]
 
     async def _store(
         self,
         io: Runtime,
-        stores: list[tuple[Any, ...]],
-        span: tuple[int, int],
+        rows: Sequence[Row],
+        first: int,
         dimension: int,
         fields: frozenset[str],
     ) -> None:
         """Store some records at once, and see to it that they can be found."""
-        number = len(stores) // 2
+        span = first, first + len(rows) - 1
         for _ in range(TRIES):
-            made = self._schema.made.dump() if self._schema.made else None
+            made = self._schema.made
+            commands = await io.cpu(self._commands, rows, first, self._schema.text)
             try:
                 *_, outcomes, (indexed, *_), schema = await self._schema.ask(
                     io,
                     ("MULTI",),
-                    *stores,
+                    *commands,
                     self._schema.change(),
                     ("EXEC",),
                     self._span(span, "LIMIT", 0, 0),
@@ -98,9 +115,9 @@ class RedisWriter:
                     raise
             else:
                 _raise_first(outcomes)
-                if schema == made:
-                    if indexed < number:
-                        await self._raise_not_indexed(io, stores, span)
+                if made is not None and schema == made.dump():
+                    if indexed < len(rows):
+                        await self._raise_not_indexed(io, [row.key for row in rows], span)
                     return
             # Another process removed the index, or made it anew, perhaps of another shape.
             await self._schema.prepare(io, dimension, fields, again=True)
@@ -114,10 +131,9 @@ class RedisWriter:
         return "FT.SEARCH", self._schema.index, query, *how, "DIALECT", 2
 
     async def _raise_not_indexed(
-        self, io: Runtime, stores: list[tuple[Any, ...]], span: tuple[int, int]
+        self, io: Runtime, keys: Sequence[bytes], span: tuple[int, int]
     ) -> None:
         """Raise StorageError if a record is stored and cannot be found; the part is removed."""
-        keys = [words[1] for words in stores[::2]]
         *numbers, (_, *known) = await self._schema.ask(
             io,
             *(("HGET", key, SEQ) for key in keys),

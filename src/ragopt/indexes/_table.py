@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ragopt.codecs import decode_sparse, encode_sparse
+from ragopt.codecs import decode_multi, decode_sparse, encode_sparse
 from ragopt.errors import CorruptData
 from ragopt.filters import And, Filter, Ids, compile_filter
+from ragopt.indexes._late import half_precision
 from ragopt.indexes._postings import Postings
-from ragopt.types import RecordBatch, SparseVector
+from ragopt.text import term_vector
+from ragopt.types import Dense, Embedding, RecordBatch, SparseVector
 
 Rows = NDArray[np.int64]
+
+_READ = 10_000  # texts whose terms are in memory as objects at a time
 
 
 class RecordTable:
@@ -29,7 +33,9 @@ class RecordTable:
         self.metadatas: list[dict[str, Any]] = []
         self.document_ids: list[str | None] = []
         self.sparse: list[bytes | None] = []  # encoded, which is smaller than the objects
+        self.multi: list[bytes | None] = []  # encoded in half precision
         self.postings = Postings()
+        self.terms: Postings | None = None  # of the texts, from the first search by text on
         self.row_of: dict[str, int] = {}
         self._alive = np.zeros(1024, dtype=bool)
 
@@ -61,7 +67,11 @@ class RecordTable:
         self.document_ids.extend(batch.document_ids or [])
         vectors = batch.embeddings.sparse
         self.sparse.extend([None] * size if vectors is None else map(encode_sparse, vectors))
+        multi = batch.embeddings.multi
+        self.multi.extend([None] * size if multi is None else map(half_precision, multi))
         self.postings.append(start, vectors or [])
+        if self.terms is not None:
+            self.terms.append(start, [term_vector(text) for text in batch.texts])
         self._forget(replaced)
         self._alive[start : start + size] = True
         self.row_of.update(zip(batch.ids, range(start, start + size), strict=True))
@@ -82,10 +92,30 @@ class RecordTable:
             rows = [row for row in rows if match(ids[row], documents[row], metadatas[row])]
         return np.asarray(rows, dtype=np.int64)
 
+    def read_texts(self) -> Postings:
+        """Return the terms of all texts, which are read at the first call."""
+        if self.terms is None:
+            self.terms = Postings()
+            for start in range(0, len(self), _READ):
+                texts = self.texts[start : start + _READ]
+                self.terms.append(start, [term_vector(text) for text in texts])
+        return self.terms
+
+    def holding(self, terms: Sequence[int]) -> list[int]:
+        """Return how many records hold each term."""
+        return self.read_texts().holding(terms, self._alive)
+
     def sparse_vector(self, row: int) -> SparseVector | None:
         """Return the sparse vector of a row, if it has one."""
         encoded = self.sparse[row]
         return None if encoded is None else decode_sparse(encoded)
+
+    def embedding(self, row: int, dense: Dense) -> Embedding:
+        """Return all vectors of a row, of which the dense one is kept elsewhere."""
+        multi = self.multi[row]
+        return Embedding(
+            dense, self.sparse_vector(row), None if multi is None else decode_multi(multi)
+        )
 
     def remove(self, rows: Rows) -> None:
         """Turn rows into gaps."""
@@ -97,16 +127,17 @@ class RecordTable:
         for row in rows:
             # What was removed must not stay in memory, let alone be found in a dump of it.
             self.texts[row], self.metadatas[row] = "", {}
-            self.document_ids[row] = self.sparse[row] = None
+            self.document_ids[row] = self.sparse[row] = self.multi[row] = None
         self._alive[rows] = False
 
     def packed(self) -> tuple[RecordTable, Rows]:
         """Return a table without the gaps, and the rows that are in it, in order."""
         kept = self.select(None)
         columns = self.columns().items()
-        return RecordTable.from_columns(
-            {name: [column[row] for row in kept] for name, column in columns}
-        ), kept
+        packed = RecordTable._of({name: [column[row] for row in kept] for name, column in columns})
+        packed.postings = self.postings.packed(kept, len(self))
+        packed.terms = self.terms and self.terms.packed(kept, len(self))
+        return packed, kept
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns, gaps included."""
@@ -116,6 +147,7 @@ class RecordTable:
             "metadatas": self.metadatas,
             "document_ids": self.document_ids,
             "sparse": self.sparse,
+            "multi": self.multi,
         }
 
     @classmethod
@@ -125,13 +157,19 @@ class RecordTable:
         Raises:
             CorruptData: The columns differ in length, or an id stands in two rows.
         """
+        table = cls._of(columns)
+        table.postings.append(0, [table.sparse_vector(row) for row in range(len(table))])
+        return table
+
+    @classmethod
+    def _of(cls, columns: dict[str, list[Any]]) -> RecordTable:
         table = cls()
         table.ids, table.texts = columns["ids"], columns["texts"]
         table.metadatas, table.document_ids = columns["metadatas"], columns["document_ids"]
         size = len(table.ids)
-        # Indexes that were saved before there were sparse vectors have no such column.
+        # Indexes that were saved before there were such vectors have no columns for them.
         table.sparse = columns.setdefault("sparse", [None] * size)
-        table.postings.append(0, [table.sparse_vector(row) for row in range(len(table.sparse))])
+        table.multi = columns.setdefault("multi", [None] * size)
         table.row_of = dict(zip(table.ids, range(size), strict=True))
         if {len(column) for column in columns.values()} != {size} or len(table.row_of) != size:
             raise CorruptData(

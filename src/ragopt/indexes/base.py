@@ -11,6 +11,7 @@ from ragopt.errors import InvalidInput
 from ragopt.filters import Filter
 from ragopt.fusion import By
 from ragopt.indexes._operations import IndexOperations
+from ragopt.indexes._searching import How
 from ragopt.protocols import ChangeListener
 from ragopt.types import (
     Embedding,
@@ -55,6 +56,24 @@ class BaseVectorIndex(IndexOperations):
     async def aversion(self) -> str:
         """Return a token that every change replaces; see ``version``."""
         return await self._version(ASYNC)
+
+    def check_model(self, model: str, /, *, replace: bool = False) -> None:
+        """Make sure that the vectors here are made by this model; the first one named is kept.
+
+        The stores of LangChain call it before they embed anything. A cleared index takes any model.
+
+        Args:
+            model: Name of the embedding model.
+            replace: Keep this name instead of the one that is kept; for a model that was renamed.
+
+        Raises:
+            InvalidInput: The index was made by another model.
+        """
+        run(self._check_model(SYNC, model, replace))
+
+    async def acheck_model(self, model: str, /, *, replace: bool = False) -> None:
+        """Make sure that the vectors here are made by this model; see ``check_model``."""
+        await self._check_model(ASYNC, model, replace)
 
     def add(self, records: RecordBatch, /) -> list[str]:
         """Store records, replacing those whose id is there already.
@@ -121,11 +140,11 @@ class BaseVectorIndex(IndexOperations):
 
     def clear(self) -> None:
         """Remove every record."""
-        run(self._told_delete(SYNC, None))
+        run(self._clear(SYNC))
 
     async def aclear(self) -> None:
         """Remove every record."""
-        await self._told_delete(ASYNC, None)
+        await self._clear(ASYNC)
 
     def search(
         self,
@@ -137,27 +156,31 @@ class BaseVectorIndex(IndexOperations):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        text: str | None = None,
     ) -> list[Hit]:
         """Return the ``k`` best records that match ``where``, best first.
 
         The filter applies inside the search: ``k`` records come back when ``k`` match.
 
         Args:
-            query: Its dense vector, shape ``(dimension,)``, its sparse vector, or both.
+            query: Its dense vector, shape ``(dimension,)``, its sparse vector, both, or neither
+                for a search by text.
             k: How many hits at most; None for all from ``min_score`` on (range search).
             where: Which records take part.
             min_score: Leave out hits below this score. For ``l2`` it is minus a radius.
             embeddings: Add the vectors to the hits.
-            by: ``"dense"``; ``"sparse"``, which finds records of an inner product above 0; or a
-                ``Fusion`` of both.
+            by: ``"dense"``; ``"sparse"``, which finds records of an inner product above 0;
+                ``"text"``, which finds records with one of the words, ranked by BM25; or a
+                ``Fusion`` of them.
+            text: The words to look for; where ``by`` has text in it.
 
         Raises:
             DimensionMismatch: The query does not fit the index.
             InvalidInput: The query lacks the vector to search by, or it holds NaN or infinity;
                 ``k`` is below 1; or the index cannot search like that.
         """
-        batch = EmbeddingBatch.of([query])
-        return run(self._checked_search(SYNC, batch, k, where, min_score, embeddings, by, 1))[0]
+        how = How(k, where, min_score, embeddings)
+        return run(self._checked_search(SYNC, *_one(query, text), by, how, 1))[0]
 
     async def asearch(
         self,
@@ -169,11 +192,11 @@ class BaseVectorIndex(IndexOperations):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        text: str | None = None,
     ) -> list[Hit]:
         """Return the ``k`` best records; see ``search``."""
-        batch = EmbeddingBatch.of([query])
-        found = await self._checked_search(ASYNC, batch, k, where, min_score, embeddings, by, 1)
-        return found[0]
+        how = How(k, where, min_score, embeddings)
+        return (await self._checked_search(ASYNC, *_one(query, text), by, how, 1))[0]
 
     def search_batch(
         self,
@@ -185,9 +208,11 @@ class BaseVectorIndex(IndexOperations):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Search for several queries at once; one list of hits for each. See ``search``."""
-        return run(self._checked_search(SYNC, queries, k, where, min_score, embeddings, by))
+        how = How(k, where, min_score, embeddings)
+        return run(self._checked_search(SYNC, queries, texts, by, how))
 
     async def asearch_batch(
         self,
@@ -199,9 +224,11 @@ class BaseVectorIndex(IndexOperations):
         min_score: float | None = None,
         embeddings: bool = False,
         by: By = "dense",
+        texts: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Search for several queries at once; one list of hits for each. See ``search``."""
-        return await self._checked_search(ASYNC, queries, k, where, min_score, embeddings, by)
+        how = How(k, where, min_score, embeddings)
+        return await self._checked_search(ASYNC, queries, texts, by, how)
 
     def close(self) -> None:
         """Release files, connections and memory. Closing twice is no error."""
@@ -222,6 +249,10 @@ class BaseVectorIndex(IndexOperations):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _one(query: Embedding, text: str | None) -> tuple[EmbeddingBatch, list[str] | None]:
+    return EmbeddingBatch.of([query]), None if text is None else [text]
 
 
 def _required(where: Filter | None) -> Filter:

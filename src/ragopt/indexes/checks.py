@@ -9,7 +9,7 @@ import numpy as np
 
 from ragopt.codecs import decode_value, encode_value
 from ragopt.errors import InvalidInput
-from ragopt.types import EmbeddingBatch, RecordBatch, SparseVector
+from ragopt.types import Dense, EmbeddingBatch, RecordBatch, SparseVector
 
 
 def check_columns(records: RecordBatch) -> None:
@@ -51,14 +51,48 @@ def check_sparse(
             f"A {what} came without a sparse vector.",
             fix='Embed it with outputs that include "sparse".',
         )
-    for row, vector in enumerate(batch.sparse):
-        if not np.isfinite(vector.values).all():
+    _check_finite([vector.values for vector in batch.sparse], "sparse vector", what, ids)
+    return batch.sparse
+
+
+def check_multi(
+    batch: EmbeddingBatch, what: str, ids: Sequence[str] | None = None
+) -> Sequence[Dense]:
+    """Return the multi-vectors of a batch, or raise InvalidInput if they cannot be used."""
+    if batch.multi is None:
+        raise InvalidInput(
+            f"A {what} came without a multi-vector.",
+            fix='Embed it with outputs that include "multi".',
+        )
+    for rows in batch.multi:
+        if np.ndim(rows) != 2:
+            raise InvalidInput(
+                f"A multi-vector has the shape {np.shape(rows)}. Nothing was changed.",
+                fix="Pass shape (tokens, dimension).",
+            )
+    _check_finite(batch.multi, "multi-vector", what, ids)
+    return batch.multi
+
+
+def _check_finite(values: Sequence[Dense], kind: str, what: str, ids: Sequence[str] | None) -> None:
+    for row, each in enumerate(values):
+        if not np.isfinite(each).all():
             name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"
             raise InvalidInput(
-                f"The sparse vector of {name} holds NaN or infinity. Nothing was changed.",
+                f"The {kind} of {name} holds NaN or infinity. Nothing was changed.",
                 fix="Check the text and the model; leave the record out or embed it again.",
             )
-    return batch.sparse
+
+
+def check_texts(texts: Sequence[str], queries: int) -> None:
+    """Raise InvalidInput unless every query has a text, where queries have vectors too."""
+    if isinstance(texts, str) or (queries and len(texts) != queries):
+        raise InvalidInput(
+            f"{queries} queries came with the texts {texts!r:.100}.", fix="Pass one for each query."
+        )
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInput(f"The text of query {row} is {text!r}.", fix="Pass a string.")
 
 
 _TEXT = frozenset({str})

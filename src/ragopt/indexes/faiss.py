@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ragopt._imports import require
-from ragopt.errors import StorageError
+from ragopt.errors import InvalidInput, StorageError
+from ragopt.filters import Filter
 from ragopt.indexes import _files
 from ragopt.indexes._faiss_engine import Engine
 from ragopt.indexes._faiss_kinds import REFINED, Kind, Settings, reason
@@ -116,6 +117,7 @@ class FaissIndex(LocalIndex):
         self._engine: Engine | None = None
         self._train_at: int | None = None
         self._training = Lock()
+        self._mapped = False
         if dimension is not None:
             self._settings.make(dimension, self._metric)
 
@@ -174,6 +176,7 @@ class FaissIndex(LocalIndex):
     # -- training --------------------------------------------------------------------------
 
     def _add_now(self, records: RecordBatch, vectors: Dense) -> None:
+        self._check_changeable()
         super()._add_now(records, vectors)
         if not self._wants_training() or not self._training.acquire(blocking=False):
             return
@@ -222,6 +225,17 @@ class FaissIndex(LocalIndex):
 
     # -- files -----------------------------------------------------------------------------
 
+    def _delete_now(self, where: Filter | None) -> int:
+        self._check_changeable()
+        return super()._delete_now(where)
+
+    def _check_changeable(self) -> None:
+        if self._mapped:  # FAISS would end the process
+            raise InvalidInput(
+                "An index that was loaded with mmap=True cannot be changed. Nothing was changed.",
+                fix="Load it without mmap, change that one, save it, and load it again.",
+            )
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to a folder, atomically: a reader finds the old one or the new one.
 
@@ -237,25 +251,35 @@ class FaissIndex(LocalIndex):
                 "metric": str(self._metric),
                 "dimension": self._dimension,
                 "version": self._token,
+                "model": self._model,
                 "next_training": self._train_at,
             }
             index = self._index if len(self._table) else None
             _files.write(Path(folder), settings, self._table.columns(), index)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> FaissIndex:
+    def load(cls, folder: str | os.PathLike[str], *, mmap: bool = False) -> FaissIndex:
         """Read an index that ``save`` wrote: trained as it was, with the version it had.
+
+        Args:
+            folder: What it was saved to.
+            mmap: Map the vectors into memory instead of reading them. They open at once,
+                processes share their pages, and they may be larger than memory; texts and
+                metadata are read, and so are the links of a graph. The index cannot be changed.
+                Whoever saves to the folder later leaves it as it is. Of the file of vectors the
+                size alone is checked, since a checksum would read all of it: map what you trust.
 
         Raises:
             StorageError: There is no index in the folder, or a newer format.
             CorruptData: A file is not what was saved.
         """
-        settings, columns, index = _files.read(Path(folder))
+        settings, columns, index = _files.read(Path(folder), mapped=mmap)
         token, train_at = settings.pop("version"), settings.pop("next_training", None)
+        model = settings.pop("model", None)
         loaded = cls(**settings)
         loaded._table = RecordTable.from_columns(columns)
         if index is not None:
             loaded._settings.apply(index)
             loaded._engine, loaded._train_at = Engine(index), train_at
-        loaded._token = token
+        loaded._token, loaded._model, loaded._mapped = token, model, mmap
         return loaded

@@ -5,17 +5,20 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from ragopt._runtime import Runtime
+from ragopt._runtime import Runtime, Turns
 from ragopt.errors import UnkeyableValue
 from ragopt.filters import Filter, Ids
 from ragopt.indexes._lock import ReadWriteLock
+from ragopt.indexes._postings import Postings
 from ragopt.indexes._table import RecordTable, Rows, copied
 from ragopt.indexes.base import BaseVectorIndex
 from ragopt.indexes.scores import relevance, sparse_relevance, unit
 from ragopt.keys import encode
+from ragopt.text import WeightedTerms
 from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch, SparseVector
 
 _PACK_ABOVE = 256  # gaps that are not worth packing
@@ -29,11 +32,14 @@ class LocalIndex(BaseVectorIndex):
     back as an embedding then has length 1 as well.
     """
 
+    _keeps_multi = True
+
     def __init__(self, dimension: int | None = None, *, metric: Metric | str = Metric.COSINE):
         super().__init__(dimension, metric=metric)
         self._table = RecordTable()
         self._lock = ReadWriteLock()
         self._token = secrets.token_hex(8)
+        self._turns = Turns()
         self._matching: dict[bytes, Rows] = {}  # rows of the last filters, since the last change
 
     @abstractmethod
@@ -68,13 +74,13 @@ class LocalIndex(BaseVectorIndex):
     async def _find(
         self, io: Runtime, where: Filter | None, limit: int | None, embeddings: bool
     ) -> list[Record]:
-        return await io.cpu(self._find_now, where, limit, embeddings)
+        return await io.brief(self._turns, self._find_now, where, limit, embeddings)
 
     async def _delete(self, io: Runtime, where: Filter | None) -> int:
         return await io.cpu(self._delete_now, where)
 
     async def _count(self, io: Runtime, where: Filter | None) -> int:
-        return await io.cpu(self._count_now, where)
+        return await io.brief(self._turns, self._count_now, where)
 
     async def _search(
         self,
@@ -85,18 +91,22 @@ class LocalIndex(BaseVectorIndex):
         min_score: float | None,
         embeddings: bool,
     ) -> list[list[Hit]]:
-        return await io.cpu(self._search_now, queries, k, where, min_score, embeddings)
+        return await io.brief(
+            self._turns, self._search_now, queries, k, where, min_score, embeddings
+        )
 
     async def _search_sparse(
-        self,
-        io: Runtime,
-        queries: Sequence[SparseVector],
-        k: int | None,
-        where: Filter | None,
-        min_score: float | None,
-        embeddings: bool,
+        self, io: Runtime, queries: Sequence[SparseVector], *how: Any
     ) -> list[list[Hit]]:
-        return await io.cpu(self._search_sparse_now, queries, k, where, min_score, embeddings)
+        return await io.brief(self._turns, self._search_sparse_now, queries, *how)
+
+    async def _search_terms(
+        self, io: Runtime, queries: Sequence[WeightedTerms], *how: Any
+    ) -> list[list[Hit]]:
+        return await io.brief(self._turns, self._search_terms_now, queries, *how)
+
+    async def _frequencies(self, io: Runtime, terms: Sequence[int]) -> tuple[int, list[int]]:
+        return await io.brief(self._turns, self._frequencies_now, terms)
 
     async def _close(self, io: Runtime) -> None:
         return None
@@ -125,7 +135,7 @@ class LocalIndex(BaseVectorIndex):
                     document_id=self._table.document_ids[row],
                     embedding=Embedding()
                     if vectors is None
-                    else Embedding(vectors[i], self._table.sparse_vector(row)),
+                    else self._table.embedding(row, vectors[i]),
                 )
                 for i, row in enumerate(rows.tolist())
             ]
@@ -170,25 +180,47 @@ class LocalIndex(BaseVectorIndex):
                 for query, top, places in zip(queries, scores, found, strict=True)
             ]
 
-    def _search_sparse_now(
+    def _search_sparse_now(self, queries: Sequence[SparseVector], *how: Any) -> list[list[Hit]]:
+        with self._lock.read():
+            return self._heaviest(self._table.postings, queries, *how)
+
+    def _search_terms_now(self, queries: Sequence[WeightedTerms], *how: Any) -> list[list[Hit]]:
+        with self._lock.read():
+            terms = self._table.terms
+            if terms is not None:
+                return self._heaviest(terms, queries, *how)
+        with self._lock.write():  # packed, or emptied, since the frequencies were asked for
+            return self._heaviest(self._table.read_texts(), queries, *how)
+
+    def _frequencies_now(self, terms: Sequence[int]) -> tuple[int, list[int]]:
+        with self._lock.read():
+            if self._table.terms is not None:
+                return self._table.live, self._table.holding(terms)
+        with self._lock.write():
+            return self._table.live, self._table.holding(terms)
+
+    def _heaviest(
         self,
+        postings: Postings,
         queries: Sequence[SparseVector],
         k: int | None,
         where: Filter | None,
         min_score: float | None,
         embeddings: bool,
     ) -> list[list[Hit]]:
-        with self._lock.read():
-            rows = self._among(where)
-            found = []
-            for query in queries:
-                scores = self._table.postings.scores(query, len(self._table))
-                touched = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
-                most = len(touched) if k is None else min(k, len(touched))
-                (top,), (places,) = best(scores[None, touched], most, touched)
-                relevant = sparse_relevance(query)
-                found.append(self._hits(relevant, top, places, min_score, embeddings))
-            return found
+        """Return the records of the highest inner products above 0."""
+        rows = self._among(where)
+        found = []
+        for query in queries:
+            scores = postings.scores(query, len(self._table))
+            if isinstance(query, WeightedTerms):
+                scores[~postings.holding_all(query.groups, len(self._table))] = 0
+            touched = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
+            most = len(touched) if k is None else min(k, len(touched))
+            (top,), (places,) = best(scores[None, touched], most, touched)
+            relevant = sparse_relevance(query)
+            found.append(self._hits(relevant, top, places, min_score, embeddings))
+        return found
 
     def _among(self, where: Filter | None) -> Rows | None:
         """Return the rows to search; None for all of them, if there are no gaps.
@@ -227,9 +259,7 @@ class LocalIndex(BaseVectorIndex):
                 text=table.texts[row],
                 metadata=copied(table.metadatas[row]),
                 document_id=table.document_ids[row],
-                embedding=None
-                if vectors is None
-                else Embedding(vectors[rank], table.sparse_vector(row)),
+                embedding=None if vectors is None else table.embedding(row, vectors[rank]),
             )
             for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True))
             if min_score is None or score >= min_score
@@ -240,6 +270,7 @@ class LocalIndex(BaseVectorIndex):
         if self._table.gaps > max(_PACK_ABOVE, self._table.live):
             self._pack()
         self._token = secrets.token_hex(8)
+        self._turns = Turns()
         self._matching.clear()
 
     def _pack(self) -> None:

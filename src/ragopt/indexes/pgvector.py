@@ -8,7 +8,8 @@ from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC
 from ragopt.errors import InvalidInput
 from ragopt.indexes._pgschema import Schema
-from ragopt.indexes._pgtable import EF_SEARCH, PgTable
+from ragopt.indexes._pgsearch import EF_SEARCH
+from ragopt.indexes._pgtext import PgText
 from ragopt.indexes._pgvectors import (
     DENSE_TYPES,
     SPARSE_ENTRIES,
@@ -17,7 +18,7 @@ from ragopt.indexes._postgres import Postgres
 from ragopt.types import Metric
 
 
-class PgvectorIndex(PgTable):
+class PgvectorIndex(PgText):
     """Records in a PostgreSQL table, found by the distance of their vectors.
 
     The table and its HNSW index are made when the dimension is known: at the first use, or at the
@@ -28,7 +29,8 @@ class PgvectorIndex(PgTable):
     A search with an HNSW index is approximate. When it finds fewer than ``k`` records, which a
     narrow filter may cause, the search is made again without the index, and that is exact. So is
     every search with ``index="none"``. Zero vectors are not in an HNSW index on cosine distance:
-    only the exact search finds them, with score 0. Changes of one index wait for each other.
+    a search that comes to scores below theirs, which is 0, is made again as well. Changes of one
+    index wait for each other.
 
     Sparse vectors stand in a column of their own. Of one with more than 16,000 entries, or 1,000
     with ``sparse_index="hnsw"``, those of the lowest weights are left out, with a
@@ -53,12 +55,15 @@ class PgvectorIndex(PgTable):
         m: Links of a node of the HNSW graph; used when the table is made.
         ef_construction: Candidates while the graph is built; used when the table is made.
         ef_search: Candidates of a search, at least ``k``: more find more and take longer.
+        text_search: Keep the terms of the texts, which a search ``by="text"`` needs; used when the
+            table is made. ``enable_text_search`` gives them to a table that is there.
         schema: The schema of the table; it must exist.
         max_connections: Bound on the connections of each pool.
         timeout: Seconds to wait for a connection.
-        command_timeout: Seconds to wait for each statement; None for as long as it takes.
-        statement_cache_size: Prepared statements that a connection keeps. 0 is right behind
-            pgbouncer too; 100 saves a round trip on a direct connection.
+        command_timeout: Seconds to wait for each statement, and for each 1,000 records of one that
+            writes; None for as long as it takes.
+        statement_cache_size: Prepared statements that a connection keeps. None for 100 on a direct
+            connection, and for 0 where a pooler such as pgbouncer stands between.
 
     Raises:
         MissingDependency: asyncpg is not installed.
@@ -83,11 +88,12 @@ class PgvectorIndex(PgTable):
         m: int = 16,
         ef_construction: int = 64,
         ef_search: int = 100,
+        text_search: bool = False,
         schema: str = "public",
         max_connections: int = 10,
         timeout: float = 5.0,
         command_timeout: float | None = 60.0,
-        statement_cache_size: int = 0,
+        statement_cache_size: int | None = None,
     ) -> None:
         metric = Metric(metric)
         _check_index(index, m, ef_construction, ef_search)
@@ -104,6 +110,7 @@ class PgvectorIndex(PgTable):
                 timeout=timeout,
                 command_timeout=command_timeout,
                 statement_cache_size=statement_cache_size,
+                session=f"SET hnsw.ef_search = {ef_search:d}",
             ),
             Schema(
                 schema,
@@ -114,6 +121,7 @@ class PgvectorIndex(PgTable):
                 precision=precision,
                 m=m,
                 ef_construction=ef_construction,
+                text_search=text_search,
             ),
             dimension,
             metric=metric,

@@ -1,17 +1,22 @@
-"""Dense search in Redis, with its query engine."""
+"""Search by dense and sparse vectors and by text in Redis, with its query engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from time import monotonic
+from typing import Any
 
 from ragopt._redis.servers import RedisServers
 from ragopt._run import run
-from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.errors import InvalidInput
+from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
+from ragopt.errors import BackendUnavailable, InvalidInput
 from ragopt.filters import Filter, Ids, compile_filter
-from ragopt.indexes._redis_errors import no_cluster
+from ragopt.indexes._redis_errors import no_cluster, no_texts
+from ragopt.indexes._redis_heaviest import Heaviest
+from ragopt.indexes._redis_made import Kind
+from ragopt.indexes._redis_postings import Family
 from ragopt.indexes._redis_reading import RedisReader, names_of
 from ragopt.indexes._redis_records import (
     PRECISIONS,
@@ -22,15 +27,17 @@ from ragopt.indexes._redis_records import (
     embedding_of,
     plain_of,
 )
-from ragopt.indexes._redis_schema import Kind, RedisSchema
+from ragopt.indexes._redis_schema import RedisSchema
 from ragopt.indexes._redis_writing import RedisWriter
 from ragopt.indexes.base import BaseVectorIndex
 from ragopt.indexes.scores import relevance
-from ragopt.types import Dense, Hit, Metric, Record, RecordBatch
+from ragopt.text import WeightedTerms
+from ragopt.types import Dense, Hit, Metric, Record, RecordBatch, SparseVector
 
 __all__ = ["RedisIndex", "RedisIndexInfo"]
 
 _RANK = itemgetter(0, 1)
+_TURNS = 16  # searches under way on one event loop: the server does one at a time
 _GROWTH = 8  # how many more candidates are asked for when too few passed a filter
 _CHECKED = "metadata", "document"  # what a filter looks at
 _MEMORY = (
@@ -45,7 +52,7 @@ class RedisIndexInfo:
 
     Args:
         records: How many records can be found.
-        bytes: Memory of the index, without the records themselves.
+        bytes: Memory of the index, postings included, without the records themselves.
         failures: Records that the engine could not index.
         indexed: Share of the records that are in the index, from 0 to 1.
     """
@@ -71,6 +78,10 @@ class RedisIndex(BaseVectorIndex):
     ``text_match``, ``like``, and numbers from 2**53 on are decided in Python over the records that
     the rest of the filter leaves.
 
+    Sparse vectors, and with ``text_search`` the terms of texts, are in an inverted index beside
+    that of the query engine. Its searches are exact, and take a time that grows with the records
+    that hold a token of the query. Indices go up to 2**32 - 1.
+
     A full server has to refuse (``maxmemory-policy noeviction``, its default): with another policy
     it would drop records, which no search would miss.
 
@@ -91,6 +102,7 @@ class RedisIndex(BaseVectorIndex):
         timeout: Seconds to wait for a connection, and for each answer.
         max_connections: Bound on the connections of each pool.
         prefix: What the keys of the index begin with; several indexes may share it.
+        text_search: Whether texts can be searched, with ``by="text"``; used when the index is made.
 
     Raises:
         MissingDependency: The redis package is not installed.
@@ -101,6 +113,8 @@ class RedisIndex(BaseVectorIndex):
             answer in time.
         StorageError: From every operation: the server refused it. The sentence says why.
     """
+
+    _keeps_multi = True
 
     def __init__(
         self,
@@ -117,6 +131,7 @@ class RedisIndex(BaseVectorIndex):
         timeout: float = 5.0,
         max_connections: int = 64,
         prefix: str = "ragopt:",
+        text_search: bool = False,
     ) -> None:
         super().__init__(dimension, metric=metric)
         _check_options(kind, precision, m, ef_construction, ef_search)
@@ -134,8 +149,11 @@ class RedisIndex(BaseVectorIndex):
             precision=precision,
             dimension=dimension,
             timeout=timeout,
+            text=text_search,
         )
         self._exact = kind == "flat"
+        self._timeout = timeout
+        self._turns: PerLoop[Any] = PerLoop(lambda: ASYNC.slots(min(_TURNS, max_connections)))
         self._keys = Keys(self._schema.records)
         self._vectors = Vectors(self._metric, precision)
         self._writer = RedisWriter(self._schema, self._keys, self._vectors)
@@ -146,6 +164,7 @@ class RedisIndex(BaseVectorIndex):
             ef_search=ef_search if kind == "hnsw" else None,
             timeout=timeout,
         )
+        self._heaviest = Heaviest(self._schema, self._keys, self._vectors, self._reader)
 
     def __repr__(self) -> str:
         return (
@@ -177,9 +196,12 @@ class RedisIndex(BaseVectorIndex):
         if not await self._open(io):
             return RedisIndexInfo(0, 0, 0, 1.0)
         info = await self._schema.info(io)
+        postings = "MEMORY", "USAGE", self._schema.postings, "SAMPLES", 1_000
+        (size,) = await self._schema.ask(io, postings)
+        megabytes = sum(float(info.get(part.encode(), 0)) for part in _MEMORY)
         return RedisIndexInfo(
             records=int(info[b"num_docs"]),
-            bytes=int(sum(float(info.get(part.encode(), 0)) for part in _MEMORY) * 2**20),
+            bytes=int(megabytes * 2**20) + int(size or 0),
             failures=int(info.get(b"hash_indexing_failures", 0)),
             indexed=float(info.get(b"percent_indexed", 1)),
         )
@@ -191,6 +213,9 @@ class RedisIndex(BaseVectorIndex):
         await self._open(io)
         (token,) = await self._schema.ask(io, ("HGET", self._schema.meta, "version"))
         return token.decode() if token else "empty"
+
+    async def _made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
+        return await self._schema.made_by(io, model, replace) if await self._open(io) else None
 
     async def _open(self, io: Runtime) -> bool:
         """Learn what the index is, at the first use; False if there is none yet."""
@@ -248,6 +273,24 @@ class RedisIndex(BaseVectorIndex):
             return await self._reader.count(io, condition)
         return len({record.id async for record in self._reader.pages(io, where, _CHECKED)})
 
+    async def _checked_search(self, io: Runtime, *asked: Any, **more: Any) -> list[list[Hit]]:
+        """Search when there is a turn to, so that hundreds do not begin in one turn of a loop."""
+        if io is SYNC:
+            return await super()._checked_search(io, *asked, **more)
+        turns, begin = self._turns.get(), monotonic()
+        await turns.acquire()
+        try:
+            # A timer for each that waits would take as long as all else that is done until then.
+            if monotonic() - begin > self._timeout:
+                raise BackendUnavailable(
+                    f"A search in the Redis index {self._schema.name!r} could not begin within "
+                    f"{self._timeout} s: those before it take too long.",
+                    fix="Search less at the same time, or raise timeout.",
+                )
+            return await super()._checked_search(io, *asked, **more)
+        finally:
+            turns.release()
+
     async def _search(
         self,
         io: Runtime,
@@ -303,6 +346,29 @@ class RedisIndex(BaseVectorIndex):
                     again.append(row)
             pending, candidates = again, candidates * _GROWTH
         return hits
+
+    async def _search_sparse(
+        self, io: Runtime, queries: Sequence[SparseVector], *how: Any
+    ) -> list[list[Hit]]:
+        return await self._weigh(io, "s", queries, *how)
+
+    async def _search_terms(
+        self, io: Runtime, queries: Sequence[WeightedTerms], *how: Any
+    ) -> list[list[Hit]]:
+        return await self._weigh(io, "t", queries, *how)
+
+    async def _weigh(
+        self, io: Runtime, family: Family, queries: Sequence[SparseVector], *how: Any
+    ) -> list[list[Hit]]:
+        if not await self._open(io):
+            return [[] for _ in queries]
+        return [await self._heaviest.search(io, family, query, *how) for query in queries]
+
+    async def _frequencies(self, io: Runtime, terms: Sequence[int]) -> tuple[int, list[int]]:
+        there = await self._open(io)
+        if not self._schema.text:
+            raise no_texts(self._schema.name)
+        return await self._heaviest.count(io, terms) if there else (0, [0] * len(terms))
 
 
 def _check_options(kind: str, precision: str, m: int, ef_construction: int, ef_search: int) -> None:

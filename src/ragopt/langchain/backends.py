@@ -62,9 +62,13 @@ class FaissVectorStore(IndexVectorStore):
         embeddings: Embeddings | Embedder,
         *,
         by: By = "dense",
+        mmap: bool = False,
     ) -> FaissVectorStore:
-        """Read an index that ``save_local`` wrote. There is no pickle in it."""
-        return cls(embeddings, index=FaissIndex.load(folder_path), by=by)
+        """Read an index that ``save_local`` wrote. There is no pickle in it.
+
+        With ``mmap`` its vectors are mapped into memory; see ``FaissIndex.load``.
+        """
+        return cls(embeddings, index=FaissIndex.load(folder_path, mmap=mmap), by=by)
 
 
 class PGVectorStore(IndexVectorStore):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from langchain_core.documents import Document
@@ -13,29 +13,30 @@ from langchain_core.vectorstores import VectorStore
 from ragopt._progress import Progress
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.errors import InvalidInput
-from ragopt.filters import And, Filter, Ids, to_filter
+from ragopt.filters import Filter
 from ragopt.fusion import By, check_outputs, vectors_for
 from ragopt.langchain.adding import add
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
+from ragopt.langchain.filters import AnyFilter, selection, to_filter
 from ragopt.langchain.plain import document
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
 from ragopt.types import Dense, EmbeddingBatch, Hit, Output, Record, RecordBatch
 
-AnyFilter: TypeAlias = Filter | Mapping[str, Any] | Callable[[Mapping[str, Any]], bool] | None
 Store = TypeVar("Store", bound="IndexVectorStore")
 
 
 class IndexVectorStore(VectorStore):
     """Any ragopt index as a LangChain vector store, in both colours.
 
-    ``filter`` is a ragopt ``Filter``, a dict (``{"year": {"$gte": 2020}}``) or, for an index in
-    this process, a function of the metadata. Scores are similarities: higher is better.
+    ``filter`` is a ragopt ``Filter``, a dict (``{"year": {"$gte": 2020}}``), a filter of RedisVL
+    or, for an index in this process, a function of the metadata. Scores are similarities: higher
+    is better.
     Relevance scores lie in [0, 1].
 
-    With an embedder of sparse vectors, such as a ``BGEM3Embedder``, a store may search by them, or
-    by both kinds: ``by=Fusion()`` for the store, or for one search
+    With an embedder of sparse vectors, such as a ``BGEM3Embedder``, a store may search by them;
+    with any embedder by the words of the text (``"text"``); or by several of these at once:
+    ``by=Fusion()`` for the store, or for one search
     (``as_retriever(search_kwargs={"k": 5, "by": "sparse"})``). Searches by a vector are dense.
 
     Args:
@@ -52,6 +53,7 @@ class IndexVectorStore(VectorStore):
     ) -> None:
         self.index = index
         self.by = by
+        self._checked = False
         self.embedder = as_embedder(embedding)
         if by != "dense":  # a spec may read files, and dense vectors are what every embedder makes
             check_outputs(self.embedder.spec, by)
@@ -120,6 +122,7 @@ class IndexVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None,
     ) -> None:
         embedder, index = self.embedder, self.index
+        await self._check_model(io)
         outputs: set[Output] = {"dense", *vectors_for(self.by)}
         batch = await io.call(
             embedder.embed, embedder.aembed, texts, role="document", outputs=outputs
@@ -134,14 +137,14 @@ class IndexVectorStore(VectorStore):
         Raises:
             InvalidInput: Neither was given; ``index.clear()`` removes everything.
         """
-        self.index.delete(_selection(ids, filter))
+        self.index.delete(selection(ids, filter))
         return True
 
     async def adelete(
         self, ids: list[str] | None = None, *, filter: AnyFilter = None, **kwargs: Any
     ) -> bool:
         """Remove records; see ``delete``."""
-        await self.index.adelete(_selection(ids, filter))
+        await self.index.adelete(selection(ids, filter))
         return True
 
     # -- reading ---------------------------------------------------------------------------
@@ -170,17 +173,13 @@ class IndexVectorStore(VectorStore):
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and their similarities: higher is better."""
-        return [
-            (_document(h), h.score) for h in run(self._search(SYNC, query, k, filter, **kwargs))
-        ]
+        return _scored(run(self._search(SYNC, query, k, filter, **kwargs)))
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and their similarities: higher is better."""
-        return [
-            (_document(h), h.score) for h in await self._search(ASYNC, query, k, filter, **kwargs)
-        ]
+        return _scored(await self._search(ASYNC, query, k, filter, **kwargs))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
@@ -198,33 +197,23 @@ class IndexVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the documents nearest to a vector and their similarities."""
-        return [
-            (_document(h), h.score) for h in run(self._search(SYNC, embedding, k, filter, **kwargs))
-        ]
+        return _scored(run(self._search(SYNC, embedding, k, filter, **kwargs)))
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the documents nearest to a vector and their similarities."""
-        return [
-            (_document(h), h.score)
-            for h in await self._search(ASYNC, embedding, k, filter, **kwargs)
-        ]
+        return _scored(await self._search(ASYNC, embedding, k, filter, **kwargs))
 
     def _similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return [
-            (_document(h), h.relevance) for h in run(self._search(SYNC, query, k, filter, **kwargs))
-        ]
+        return _relevant(run(self._search(SYNC, query, k, filter, **kwargs)))
 
     async def _asimilarity_search_with_relevance_scores(
         self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        return [
-            (_document(h), h.relevance)
-            for h in await self._search(ASYNC, query, k, filter, **kwargs)
-        ]
+        return _relevant(await self._search(ASYNC, query, k, filter, **kwargs))
 
     def max_marginal_relevance_search(
         self,
@@ -290,7 +279,7 @@ class IndexVectorStore(VectorStore):
             batch = await self._embed(io, query, vectors_for(by))
         else:
             batch, by = EmbeddingBatch.of_dense(query), "dense"
-        return await self._hits(io, batch, k, where, by)
+        return await self._hits(io, batch, query, k, where, by)
 
     async def _mmr(
         self,
@@ -310,7 +299,7 @@ class IndexVectorStore(VectorStore):
             batch = await self._embed(io, query, vectors_for(by) | {"dense"})
         else:
             batch, by = EmbeddingBatch.of_dense(query), "dense"
-        hits = await self._hits(io, batch, max(k, fetch_k), where, by, embeddings=True)
+        hits = await self._hits(io, batch, query, max(k, fetch_k), where, by, embeddings=True)
         found = [h.embedding.dense for h in hits if h.embedding and h.embedding.dense is not None]
         if not found or batch.dense is None:
             return []
@@ -321,23 +310,39 @@ class IndexVectorStore(VectorStore):
         self,
         io: Runtime,
         batch: EmbeddingBatch,
+        query: str | list[float] | Dense,
         k: int,
         where: Filter | None,
         by: By,
         *,
         embeddings: bool = False,
     ) -> list[Hit]:
-        search: Callable[..., list[list[Hit]]] = self.index.search_batch
         (hits,) = await io.call(
-            search, self.index.asearch_batch, batch, k=k, where=where, embeddings=embeddings, by=by
+            self.index.search_batch,
+            self.index.asearch_batch,
+            batch,
+            k=k,
+            where=where,
+            embeddings=embeddings,
+            by=by,
+            texts=[query] if isinstance(query, str) else None,
         )
         return hits
 
     async def _embed(self, io: Runtime, query: str, outputs: frozenset[Output]) -> EmbeddingBatch:
+        if not outputs:
+            return EmbeddingBatch()  # a search by words alone
+        await self._check_model(io)
         embedder = self.embedder
         return await io.call(
             embedder.embed, embedder.aembed, [query], role="query", outputs=outputs
         )
+
+    async def _check_model(self, io: Runtime) -> None:
+        """Refuse an index of another model's vectors, before the first of ours meet them."""
+        if not self._checked and (model := self.embedder.spec.model):
+            await io.call(self.index.check_model, self.index.acheck_model, model)
+        self._checked = True
 
     # -- construction ----------------------------------------------------------------------
 
@@ -370,18 +375,6 @@ class IndexVectorStore(VectorStore):
         store = cls(embedding=embedding, **kwargs)
         await store.aadd_texts(texts, metadatas, ids=ids)
         return store
-
-
-def _selection(ids: list[str] | None, filter: AnyFilter) -> Filter:
-    where = to_filter(filter)
-    if ids is None:
-        if where is None:
-            raise InvalidInput(
-                "A delete was asked for without ids and without a filter.",
-                fix="Pass ids or a filter; to remove everything, call store.index.clear().",
-            )
-        return where
-    return Ids(ids) if where is None else And((Ids(ids), where))
 
 
 def _document(record: Record | Hit) -> Document:

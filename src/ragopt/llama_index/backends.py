@@ -68,10 +68,13 @@ class FaissVectorStore(IndexVectorStore):
 
     @classmethod
     def from_persist_path(
-        cls, persist_path: str | os.PathLike[str], **options: Any
+        cls, persist_path: str | os.PathLike[str], *, mmap: bool = False, **options: Any
     ) -> FaissVectorStore:
-        """Read an index that ``persist`` wrote; ``options`` are ``sparse`` and ``fusion``."""
-        return cls(FaissIndex.load(persist_path), **options)
+        """Read an index that ``persist`` wrote; ``options`` are ``sparse`` and ``fusion``.
+
+        With ``mmap`` its vectors are mapped into memory; see ``FaissIndex.load``.
+        """
+        return cls(FaissIndex.load(persist_path, mmap=mmap), **options)
 
 
 class PGVectorStore(IndexVectorStore):

@@ -85,7 +85,12 @@ def from_plain(fields: dict[str, Any], *, text: str | None = None) -> BaseNode:
         cls = _CLASSES[fields["class_name"]]
         if text is not None and issubclass(cls, TextNode):
             fields = {**fields, "text": text}
-        return cls.model_validate(fields)
+        node = cls.model_validate(fields)
+        if isinstance(node, IndexNode) and isinstance(node.obj, dict):
+            pointed_at = node.obj.get("__data__", node.obj)  # as LlamaIndex wraps it, or not
+            if isinstance(pointed_at, dict) and pointed_at.get("class_name") in _CLASSES:
+                node.obj = from_plain(pointed_at)
+        return node
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptData(
             f"A stored node cannot be read ({type(error).__name__}).", fix="Add the document again."

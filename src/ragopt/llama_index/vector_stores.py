@@ -22,14 +22,14 @@ from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.errors import InvalidInput
 from ragopt.filters import Documents, Filter, to_filter
-from ragopt.fusion import By, Fusion, vectors_for
+from ragopt.fusion import By, Fusion, Way, vectors_for, ways_of
 from ragopt.llama_index.bge_m3 import BGEM3SparseEmbedding
 from ragopt.llama_index.embeddings import EmbedderEmbedding
 from ragopt.llama_index.filters import selection
 from ragopt.llama_index.nodes import from_record, to_records
 from ragopt.protocols import Embedder, VectorIndex
 from ragopt.retrieval.mmr import mmr
-from ragopt.types import EmbeddingBatch, Output, SparseVector
+from ragopt.types import EmbeddingBatch, SparseVector
 
 SparseSource: TypeAlias = BaseSparseEmbedding | EmbedderEmbedding | Embedder | None
 
@@ -43,8 +43,10 @@ class IndexVectorStore(BasePydanticVectorStore):
     All fourteen filter operators, nested AND, OR and NOT. Similarities are scores: higher is
     better.
 
-    With a model for sparse vectors, nodes are stored with both kinds, and the modes ``sparse`` and
-    ``hybrid`` work; ``alpha`` is the weight of the dense vectors, 0.5 if it is not given.
+    The mode ``text_search`` looks for the words of the query, ``semantic_hybrid`` for them and for
+    the nearest vectors. With a model for sparse vectors, nodes are stored with both kinds: the mode
+    ``sparse`` works, and ``hybrid`` is of dense and sparse vectors; without one it is of dense
+    vectors and words. ``alpha`` is the weight of the dense vectors, 0.5 if it is not given.
 
     Args:
         index: Where the records are.
@@ -198,7 +200,7 @@ class IndexVectorStore(BasePydanticVectorStore):
         k = query.similarity_top_k
         if isinstance(by, Fusion):
             k = query.hybrid_top_k or k
-        elif by == "sparse":
+        elif by != "dense":
             k = query.sparse_top_k or k
         fetch = max(k, int(k * options.get("mmr_prefetch_factor", _MMR_FETCH))) if varied else k
         (hits,) = await io.call(
@@ -213,6 +215,7 @@ class IndexVectorStore(BasePydanticVectorStore):
             ),
             embeddings=varied,
             by=by,
+            texts=self._texts(query, by),
         )
         if varied and hits and vector.dense is not None:
             found = [h.embedding.dense for h in hits if h.embedding]
@@ -232,26 +235,42 @@ class IndexVectorStore(BasePydanticVectorStore):
         modes = VectorStoreQueryMode
         if query.mode in (modes.DEFAULT, modes.MMR):
             return "dense"
-        if query.mode not in (modes.SPARSE, modes.HYBRID):
+        if query.mode == modes.TEXT_SEARCH:
+            return "text"
+        if query.mode not in (modes.SPARSE, modes.HYBRID, modes.SEMANTIC_HYBRID):
             raise InvalidInput(
                 f"{self.class_name()} does not support the query mode {query.mode.value!r}.",
-                fix="Use the mode 'default', 'mmr', 'sparse' or 'hybrid'.",
-            )
-        if self._sparse is None:
-            raise InvalidInput(
-                f"The query mode {query.mode.value!r} needs sparse vectors, and the "
-                f"{self.class_name()} was made without a model for them.",
-                fix="Pass sparse=BGEM3SparseEmbedding(...), and add the nodes again.",
+                fix="Use the mode 'default', 'mmr', 'sparse', 'hybrid', 'semantic_hybrid' or "
+                "'text_search'.",
             )
         if query.mode == modes.SPARSE:
+            if self._sparse is None:
+                raise InvalidInput(
+                    f"The query mode 'sparse' needs sparse vectors, and the {self.class_name()} "
+                    "was made without a model for them.",
+                    fix="Pass sparse=BGEM3SparseEmbedding(...) and add the nodes again, or use the "
+                    "mode 'text_search'.",
+                )
             return "sparse"
+        other: Way = "text" if self._sparse is None or query.mode != modes.HYBRID else "sparse"
         dense = 0.5 if query.alpha is None else query.alpha
-        weights: dict[Output, float] = {"dense": dense, "sparse": 1 - dense}
+        weights: dict[Way, float] = {"dense": dense, other: 1 - dense}
         return Fusion(
             {way: weight for way, weight in weights.items() if weight},
             method=self._fusion,
             candidates=max(query.similarity_top_k, query.sparse_top_k or 0) * _FUSED,
         )
+
+    def _texts(self, query: VectorStoreQuery, by: By) -> list[str] | None:
+        """Return the words of a query that a search needs."""
+        if "text" not in ways_of(by):
+            return None
+        if query.query_str is None:
+            raise InvalidInput(
+                "The query has no text to look for.",
+                fix="Pass query_str as well, as a retriever does.",
+            )
+        return [query.query_str]
 
     async def _vectors(self, io: Runtime, query: VectorStoreQuery, by: By) -> EmbeddingBatch:
         """Return the vectors of a query that a search needs."""

@@ -17,13 +17,17 @@ from ragopt.testing.coordinator import CoordinatorContract  # noqa: E402
 from ragopt.testing.embedder import EmbedderContract  # noqa: E402
 from ragopt.testing.index import VectorIndexContract  # noqa: E402
 from ragopt.testing.kv import FakeClock, KVStoreContract  # noqa: E402
+from ragopt.testing.multi import MultiIndexContract  # noqa: E402
 from ragopt.testing.sparse import SparseIndexContract  # noqa: E402
+from ragopt.testing.text import TextIndexContract  # noqa: E402
 
 __all__ = [
     "CoordinatorContract",
     "EmbedderContract",
     "FakeClock",
     "KVStoreContract",
+    "MultiIndexContract",
     "SparseIndexContract",
+    "TextIndexContract",
     "VectorIndexContract",
 ]

@@ -17,8 +17,6 @@ from ragopt.testing.faces import BothColours, Face
 from ragopt.testing.records import FILTERS, HOSTILE, METADATA, batch, exact_scores, vectors
 from ragopt.types import Embedding, EmbeddingBatch, Metric, Record, RecordBatch
 
-MULTI = EmbeddingBatch(vectors(1), None, [vectors(3)])
-
 
 class VectorIndexContract(BothColours):
     """Subclass it as ``Test...`` and write ``make_index``."""
@@ -239,6 +237,21 @@ class VectorIndexContract(BothColours):
         index.add(batch(["a"], vectors(1)))
         assert index.count() == 1
 
+    def test_another_model_is_refused(self, index: Any) -> None:
+        index.check_model("first")  # of an index that may not exist yet
+        index.add(batch(["a"], vectors(1)))
+        index.check_model("first")
+        with pytest.raises(InvalidInput, match="made by the model 'first', not by 'second'"):
+            index.check_model("second")
+        index.check_model("second", replace=True)
+        with pytest.raises(InvalidInput, match="not by 'first'"):
+            index.check_model("first")
+        index.clear()
+        index.check_model("third")
+        index.add(batch(["a"], vectors(1)))
+        with pytest.raises(InvalidInput, match="made by the model 'third'"):
+            index.check_model("second")
+
     def test_many_deletes(self, index: Any) -> None:
         matrix = vectors(2000)
         index.add(batch([f"r{i}" for i in range(2000)], matrix))
@@ -333,7 +346,6 @@ class VectorIndexContract(BothColours):
             (batch(["a"], vectors(1), [{"x": object()}]), InvalidInput, "cannot be stored"),
             (batch(["a"], vectors(1), [{1: "x"}]), InvalidInput, "not a string"),  # type: ignore[dict-item]
             (RecordBatch(["a"], ["t"], EmbeddingBatch()), InvalidInput, "without a dense"),
-            (RecordBatch(["a"], ["t"], MULTI), InvalidInput, "keeps no multi-vectors"),
         ],
     )
     def test_a_bad_batch_changes_nothing(

@@ -1,0 +1,243 @@
+"""Searching the table of an index in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
+
+from ragopt._runtime import Runtime
+from ragopt.filters import Filter, Ids, Predicate
+from ragopt.indexes._pgjson import Condition
+from ragopt.indexes._pgschema import Schema
+from ragopt.indexes._pgtable import PgTable, fields, predicate
+from ragopt.indexes._pgvectors import SPARSE_ENTRIES, pack_dense, pack_sparse
+from ragopt.indexes._postgres import Postgres
+from ragopt.indexes.scores import relevance, sparse_relevance
+from ragopt.types import Dense, Hit, Metric, SparseVector
+
+EF_SEARCH = 1_000  # pgvector's bound
+# Operator, and what a distance is subtracted from to make a score.
+_METRICS = {Metric.COSINE: ("<=>", 1.0), Metric.IP: ("<#>", 0.0), Metric.L2: ("<->", 0.0)}
+
+
+class PgSearch(PgTable):
+    """What ``PgvectorIndex`` does, without its options.
+
+    Args:
+        postgres: Connections to the database.
+        schema: The table.
+        dimension: Length of the vectors; None to take it from the table or the first record.
+        metric: How vectors are compared.
+        index: ``"hnsw"`` or ``"none"``, of the dense vectors.
+        sparse_index: Of the sparse vectors.
+        ef_search: Candidates of a search with an HNSW index.
+    """
+
+    def __init__(
+        self,
+        postgres: Postgres,
+        schema: Schema,
+        dimension: int | None,
+        *,
+        metric: Metric,
+        index: str,
+        sparse_index: str,
+        ef_search: int,
+    ) -> None:
+        super().__init__(postgres, schema, dimension, metric=metric, sparse_index=sparse_index)
+        self._index = index
+        self._ef_search = ef_search
+        self._operator, self._nearest_score = _METRICS[self._metric]
+
+    async def _search(
+        self,
+        io: Runtime,
+        queries: Dense,
+        k: int | None,
+        where: Filter | None,
+        min_score: float | None,
+        embeddings: bool,
+    ) -> list[list[Hit]]:
+        farthest = None if min_score is None else self._nearest_score - min_score
+        found = await self._postgres.run(io, self._nearest, queries, k, where, farthest, embeddings)
+        passes, metric = predicate(where), self._metric
+        return [
+            self._hits(rows, self._nearest_score, relevance(metric, query), min_score, passes)
+            for rows, query in zip(found, queries, strict=True)
+        ]
+
+    async def _search_sparse(
+        self,
+        io: Runtime,
+        queries: Sequence[SparseVector],
+        k: int | None,
+        where: Filter | None,
+        min_score: float | None,
+        embeddings: bool,
+    ) -> list[list[Hit]]:
+        found = await self._postgres.run(io, self._heaviest, queries, k, where, embeddings)
+        return self._sparse_hits(found, queries, where, min_score)
+
+    def _sparse_hits(
+        self,
+        found: list[list[Any]],
+        queries: Sequence[SparseVector],
+        where: Filter | None,
+        min_score: float | None,
+    ) -> list[list[Hit]]:
+        passes = predicate(where)
+        return [
+            self._hits(rows, 0.0, sparse_relevance(query), min_score, passes)
+            for rows, query in zip(found, queries, strict=True)
+        ]
+
+    # -- what runs on an event loop ----------------------------------------------------------
+
+    @asynccontextmanager
+    async def _searching(
+        self, connection: Any, queries: int, where: Filter | None, first: int = 2
+    ) -> AsyncIterator[Condition]:
+        """Give the condition on records; ``first`` is the number of its first parameter.
+
+        All queries of a batch see the same records, as the one statement of a single query does.
+        """
+        condition = Condition(where, first=first)
+        snapshot = connection.transaction(isolation="repeatable_read", readonly=True)
+        async with snapshot if queries > 1 or not condition.exact else nullcontext():
+            if not condition.exact and self._ready:
+                condition = Condition(Ids(await self._matching(connection, where)), first=first)
+            yield condition
+
+    async def _nearest(
+        self,
+        queries: Dense,
+        k: int | None,
+        where: Filter | None,
+        farthest: float | None,
+        embeddings: bool,
+    ) -> list[list[Any]]:
+        async with (
+            self._connection() as connection,
+            self._searching(connection, len(queries), where) as condition,
+        ):
+            self._check_dimension(queries.shape[1], "query")
+            if not self._ready:
+                return [[] for _ in queries]
+            tuned = self._tuned(k, where is not None)
+            return [
+                await self._fetch_nearest(
+                    connection, query, k, condition, farthest, embeddings, tuned
+                )
+                for query in queries
+            ]
+
+    async def _fetch_nearest(
+        self,
+        connection: Any,
+        query: Dense,
+        k: int | None,
+        condition: Condition,
+        farthest: float | None,
+        embeddings: bool,
+        tuned: str,
+    ) -> list[Any]:
+        kind = self._schema.dense
+        near = f"embedding {self._operator} $1::{kind.name}"
+        # A cosine with a zero vector is NaN; here it counts as 0. And an expression round the
+        # operator keeps the planner from using the HNSW index.
+        exact = f"COALESCE(NULLIF({near}, 'NaN'), 1)"
+
+        async def fetch(distance: str, within: str = "TRUE") -> list[Any]:
+            rows: list[Any] = await connection.fetch(
+                # The same expression twice, so that the server computes it once.
+                f"SELECT {fields(embeddings)}, {distance} AS distance FROM {self._table} "
+                f"WHERE {condition.sql} AND {within} ORDER BY {distance}, seq {_limit(k)}",
+                *pack_dense(query[None, :], kind),
+                *condition.parameters,
+            )
+            return rows
+
+        if k is None and farthest is not None:
+            # A little more, for what is lost between a distance and a score; scores decide.
+            return await fetch(exact, f"{exact} <= {farthest + 1e-6 * (1 + abs(farthest))!r}")
+        if self._index == "hnsw" and query.any():
+            rows = await fetch(near, tuned)
+            # Zero vectors are not in the index, and without it they come last, as NaN.
+            if len(rows) == k and (self._metric != Metric.COSINE or rows[-1]["distance"] <= 1):
+                return rows
+        return await fetch(exact)
+
+    async def _heaviest(
+        self,
+        queries: Sequence[SparseVector],
+        k: int | None,
+        where: Filter | None,
+        embeddings: bool,
+    ) -> list[list[Any]]:
+        tuned = self._tuned(k, True) if self._sparse_index == "hnsw" else "TRUE"
+        async with (
+            self._connection() as connection,
+            self._searching(connection, len(queries), where) as condition,
+        ):
+            if not self._ready:
+                return [[] for _ in queries]
+            how = self._by_product("sparse", condition, k, embeddings, tuned)
+            return [
+                await connection.fetch(how, query, *condition.parameters)
+                for query in pack_sparse(queries, SPARSE_ENTRIES["none"])
+            ]
+
+    def _by_product(
+        self, column: str, condition: Condition, k: int | None, embeddings: bool, within: str
+    ) -> str:
+        """Return a statement for the records of the highest products with ``$1``, above 0."""
+        distance = f"{column} <#> $1::sparsevec"
+        return (
+            f"SELECT {fields(embeddings)}, {distance} AS distance FROM {self._table} "
+            f"WHERE {condition.sql} AND {distance} < 0 AND {within} "
+            f"ORDER BY {distance}, seq {_limit(k)}"
+        )
+
+    def _tuned(self, k: int | None, narrow: bool) -> str:
+        """Return a condition that is true, and sets how the statement it stands in searches.
+
+        PostgreSQL evaluates it once, before the scan begins, and the settings end with the
+        transaction. So they cost no round trip, and no pooler hands them on.
+
+        Args:
+            k: How many records are wanted.
+            narrow: Whether a condition leaves out candidates.
+        """
+        if k is None:
+            return "TRUE"
+        ef_search = min(max(self._ef_search, k), EF_SEARCH)
+        # To be able to go on searching takes a tenth of the time; it is for want of candidates,
+        # which deleted rows may cause too.
+        going_on = "strict_order" if narrow or 2 * k > ef_search else "off"
+        return (
+            f"(SELECT set_config('hnsw.ef_search', '{ef_search:d}', true) || "
+            f"set_config('hnsw.iterative_scan', '{going_on}', true) <> '')"
+        )
+
+    def _hits(
+        self,
+        rows: list[Any],
+        nearest_score: float,
+        relevant: Callable[[float], float],
+        min_score: float | None,
+        passes: Predicate,
+    ) -> list[Hit]:
+        hits = []
+        for row in rows:
+            score = nearest_score - float(row["distance"])
+            if min_score is not None and score < min_score:
+                continue
+            values = self._values(row, passes)
+            if values is not None:
+                hits.append(Hit(score=score, relevance=relevant(score), **values))
+        return hits
+
+
+def _limit(k: int | None) -> str:
+    return "" if k is None else f"LIMIT {k:d}"
