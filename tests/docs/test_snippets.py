@@ -17,8 +17,8 @@ from tests.docs.pages import ROOT, blocks, documents
 # What is no code to run, or is run elsewhere: shell lines by test_commands.
 _LANGUAGES = {"python", "sh", "text", "toml"}
 
-# Pages with blocks that have a title: test_backends runs them.
-_TITLED = {"backends.md"}
+# Pages with blocks that have a title: test_backends and test_migration run them.
+_TITLED = {"backends.md", "migration.md"}
 
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in documents()]
 

@@ -7,6 +7,7 @@ from typing import Literal
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC
 from ragopt.errors import InvalidInput
+from ragopt.indexes._pgadopt import Adopting
 from ragopt.indexes._pgschema import Schema
 from ragopt.indexes._pgsearch import EF_SEARCH
 from ragopt.indexes._pgtext import PgText
@@ -18,7 +19,7 @@ from ragopt.indexes._postgres import Postgres
 from ragopt.types import Metric
 
 
-class PgvectorIndex(PgText):
+class PgvectorIndex(Adopting, PgText):
     """Records in a PostgreSQL table, found by the distance of their vectors.
 
     The table and its HNSW index are made when the dimension is known: at the first use, or at the
