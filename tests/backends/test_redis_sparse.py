@@ -394,11 +394,11 @@ class TestTurns:
 
         index._search = slow  # type: ignore[method-assign, assignment]
         query = Embedding(np.eye(4, dtype=np.float32)[0])
-        first = asyncio.create_task(index.asearch(query))
+        first = [asyncio.create_task(index.asearch(query)) for _ in range(16)]
         await asyncio.sleep(0)
         with pytest.raises(BackendUnavailable, match=r"could not begin within 0.2 s"):
             await index.asearch(query)
-        assert await first == []
+        assert await asyncio.gather(*first) == [[]] * 16
         index._search = search  # type: ignore[method-assign]
         assert [hit.id for hit in await index.asearch(query)] == ["a"]
         await index.aclose()

@@ -105,11 +105,17 @@ class PgText(PgSearch):
                 return [[] for _ in queries]
             found = []
             for query in queries:
-                rare, rest = _parted(query) if k is not None else (query, None)
                 (packed,) = pack_sparse([query], SPARSE_ENTRIES["none"])
-                held, groups = _held(query, 3 + len(condition.parameters))
-                how = self._by_product("terms", condition, k, embeddings, held)
-                parameters = [*condition.parameters, *groups]
+                parameters, groups = condition.parameters, _groups(query)
+                if groups:
+                    each = [2, *range(3 + len(parameters), 2 + len(parameters) + len(groups))]
+                    held = " OR ".join(f"term_ids @> ${number}" for number in each)
+                    how = self._by_product("terms", condition, k, embeddings, f"({held})")
+                    rows = await connection.fetch(how, packed, groups[0], *parameters, *groups[1:])
+                    found.append(rows)
+                    continue
+                how = self._by_product("terms", condition, k, embeddings, "term_ids && $2")
+                rare, rest = _parted(query) if k is not None else (query, None)
                 rows = await connection.fetch(how, packed, rare.indices.tolist(), *parameters)
                 # What has none of the rare terms scores less than all others can add up to.
                 if rest and (len(rows) != k or -rows[-1]["distance"] < highest(rest)):
@@ -162,16 +168,10 @@ class PgText(PgSearch):
                 await self._schema.index_terms(connection)
 
 
-def _held(query: WeightedTerms, first: int) -> tuple[str, list[list[int]]]:
-    """Return the condition on the terms of a record, and its parameters from ``first`` on.
-
-    ``$2`` are the terms to look at. Words alone need no more; of a phrase all must be there.
-    """
+def _groups(query: WeightedTerms) -> list[list[int]]:
+    """Return the groups of terms, where any one of the terms is not enough to be found."""
     groups = [list(group) for group in query.groups]
-    if sorted(groups) == [[term] for term in query.indices.tolist()]:
-        return "term_ids && $2", []
-    each = (f"term_ids @> ${number}" for number, _ in enumerate(groups, first))
-    return f"term_ids && $2 AND ({' OR '.join(each)})", groups
+    return [] if sorted(groups) == [[term] for term in query.indices.tolist()] else groups
 
 
 def _parted(query: SparseVector) -> tuple[SparseVector, SparseVector | None]:

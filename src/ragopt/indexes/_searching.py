@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import ClassVar, NamedTuple
+from math import inf
+from time import monotonic
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ragopt._runtime import Runtime
-from ragopt.errors import DimensionMismatch, InvalidInput
+from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
+from ragopt.errors import BackendUnavailable, DimensionMismatch, InvalidInput
 from ragopt.filters import Filter, compile_filter
 from ragopt.fusion import By, Fusion, Way, candidates, fuse
 from ragopt.indexes._late import closest
@@ -19,6 +21,7 @@ from ragopt.sources import collecting, used
 from ragopt.text import TextQuery, WeightedTerms, highest
 from ragopt.types import Dense, EmbeddingBatch, Hit, Metric, Record, SparseVector
 
+_UNDER_WAY = 16  # searches that have begun on one event loop; more make nothing faster
 _GROWTH = 4  # how many more records are looked at when too few held a phrase
 
 
@@ -49,6 +52,8 @@ class Searching(ABC):
             )
         self._dimension = dimension
         self._metric = Metric(metric)
+        self._patience = inf  # seconds that a search waits for those before it
+        self._under_way: PerLoop[Any] = PerLoop(lambda: ASYNC.slots(_UNDER_WAY))
 
     @abstractmethod
     async def _search(
@@ -107,7 +112,25 @@ class Searching(ABC):
             fix='Search by="dense", or use another index.',
         )
 
-    async def _checked_search(
+    async def _checked_search(self, io: Runtime, *asked: Any) -> list[list[Hit]]:
+        """Search when there is a turn to, so that hundreds do not begin in one turn of a loop."""
+        if io is SYNC:
+            return await self._begun(io, *asked)
+        turns, begin = self._under_way.get(), monotonic()
+        await turns.acquire()
+        try:
+            # A timer for each that waits would take as long as all else that is done until then.
+            if monotonic() - begin > self._patience:
+                raise BackendUnavailable(
+                    f"A search in {self!r} could not begin within {self._patience} s: those before "
+                    "it take too long.",
+                    fix="Search less at the same time, or raise timeout.",
+                )
+            return await self._begun(io, *asked)
+        finally:
+            turns.release()
+
+    async def _begun(
         self,
         io: Runtime,
         queries: EmbeddingBatch,

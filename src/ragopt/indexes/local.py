@@ -270,7 +270,6 @@ class LocalIndex(BaseVectorIndex):
         if self._table.gaps > max(_PACK_ABOVE, self._table.live):
             self._pack()
         self._token = secrets.token_hex(8)
-        self._turns = Turns()
         self._matching.clear()
 
     def _pack(self) -> None:

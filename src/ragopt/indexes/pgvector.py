@@ -60,7 +60,7 @@ class PgvectorIndex(Adopting, PgText):
             table is made. ``enable_text_search`` gives them to a table that is there.
         schema: The schema of the table; it must exist.
         max_connections: Bound on the connections of each pool.
-        timeout: Seconds to wait for a connection.
+        timeout: Seconds to wait for a connection, or for other searches on the same event loop.
         command_timeout: Seconds to wait for each statement, and for each 1,000 records of one that
             writes; None for as long as it takes.
         statement_cache_size: Prepared statements that a connection keeps. None for 100 on a direct
@@ -130,6 +130,7 @@ class PgvectorIndex(Adopting, PgText):
             sparse_index=sparse_index,
             ef_search=ef_search,
         )
+        self._patience = timeout
 
     def __repr__(self) -> str:
         return (

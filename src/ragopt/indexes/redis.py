@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from time import monotonic
 from typing import Any
 
 from ragopt._redis.servers import RedisServers
 from ragopt._run import run
-from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
-from ragopt.errors import BackendUnavailable, InvalidInput
+from ragopt._runtime import ASYNC, SYNC, Runtime
+from ragopt.errors import InvalidInput
 from ragopt.filters import Filter, Ids, compile_filter
 from ragopt.indexes._redis_errors import no_cluster, no_texts
 from ragopt.indexes._redis_heaviest import Heaviest
@@ -37,7 +36,6 @@ from ragopt.types import Dense, Hit, Metric, Record, RecordBatch, SparseVector
 __all__ = ["RedisIndex", "RedisIndexInfo"]
 
 _RANK = itemgetter(0, 1)
-_TURNS = 16  # searches under way on one event loop: the server does one at a time
 _GROWTH = 8  # how many more candidates are asked for when too few passed a filter
 _CHECKED = "metadata", "document"  # what a filter looks at
 _MEMORY = (
@@ -99,7 +97,8 @@ class RedisIndex(BaseVectorIndex):
         ef_search: Candidates of a search, at least ``k``: more find more and take longer.
         precision: ``float32``, or half of the memory: ``float16`` (numbers up to 65504) or
             ``bfloat16``.
-        timeout: Seconds to wait for a connection, and for each answer.
+        timeout: Seconds to wait for other searches on the event loop, for a connection, and for
+            each answer.
         max_connections: Bound on the connections of each pool.
         prefix: What the keys of the index begin with; several indexes may share it.
         text_search: Whether texts can be searched, with ``by="text"``; used when the index is made.
@@ -152,8 +151,7 @@ class RedisIndex(BaseVectorIndex):
             text=text_search,
         )
         self._exact = kind == "flat"
-        self._timeout = timeout
-        self._turns: PerLoop[Any] = PerLoop(lambda: ASYNC.slots(min(_TURNS, max_connections)))
+        self._patience = timeout
         self._keys = Keys(self._schema.records)
         self._vectors = Vectors(self._metric, precision)
         self._writer = RedisWriter(self._schema, self._keys, self._vectors)
@@ -272,24 +270,6 @@ class RedisIndex(BaseVectorIndex):
         if condition.exact:
             return await self._reader.count(io, condition)
         return len({record.id async for record in self._reader.pages(io, where, _CHECKED)})
-
-    async def _checked_search(self, io: Runtime, *asked: Any, **more: Any) -> list[list[Hit]]:
-        """Search when there is a turn to, so that hundreds do not begin in one turn of a loop."""
-        if io is SYNC:
-            return await super()._checked_search(io, *asked, **more)
-        turns, begin = self._turns.get(), monotonic()
-        await turns.acquire()
-        try:
-            # A timer for each that waits would take as long as all else that is done until then.
-            if monotonic() - begin > self._timeout:
-                raise BackendUnavailable(
-                    f"A search in the Redis index {self._schema.name!r} could not begin within "
-                    f"{self._timeout} s: those before it take too long.",
-                    fix="Search less at the same time, or raise timeout.",
-                )
-            return await super()._checked_search(io, *asked, **more)
-        finally:
-            turns.release()
 
     async def _search(
         self,
