@@ -18,12 +18,19 @@ from ragopt import F, HashingEmbedder, MemoryIndex, MemoryStore, RedisIndex, Tie
 from ragopt.errors import InvalidInput
 from ragopt.fusion import Fusion
 from ragopt.indexes.pgvector import PgvectorIndex
-from ragopt.langchain import CachedRetriever, FaissVectorStore, IndexVectorStore, PGVectorStore
+from ragopt.langchain import (
+    CachedRetriever,
+    FaissVectorStore,
+    IndexVectorStore,
+    PGVectorStore,
+    RedisVectorStore,
+)
 from ragopt.llama_index import CachedRetriever as CachedNodes
 from ragopt.llama_index import EmbedderEmbedding
 from ragopt.llama_index import FaissVectorStore as FaissNodes
 from ragopt.llama_index import IndexVectorStore as Nodes
 from ragopt.llama_index import PGVectorStore as PostgresNodes
+from ragopt.llama_index import RedisVectorStore as RedisNodes
 from ragopt.protocols import VectorIndex
 
 MODES = VectorStoreQueryMode
@@ -109,6 +116,20 @@ class TestLangChain:
 def test_embeddings_without_sparse_vectors_are_refused() -> None:
     with pytest.raises(InvalidInput, match="needs sparse vectors"):
         FaissVectorStore(DeterministicFakeEmbedding(size=8), by=Fusion())
+
+
+def test_redis_stores_of_both_frameworks(redis_url: str) -> None:
+    names = [f"t_{secrets.token_hex(8)}" for _ in range(2)]
+    store = RedisVectorStore(EMBEDDER, redis_url=redis_url, index_name=names[0], by=Fusion())
+    store.add_texts(TEXTS, ids=list("abcd"))
+    assert [d.id for d in store.similarity_search("plums", by="sparse")] == ["c"]
+    nodes = RedisNodes(redis_url=redis_url, index_name=names[1], sparse=EMBEDDER, fusion="relative")
+    assert nodes.hybrid_settings[1] == "relative"
+    nodes.add([TextNode(id_="x", text="plums", embedding=[1.0] * 64)])
+    asked = VectorStoreQuery(query_str="plums", mode=MODES.SPARSE)
+    assert nodes.query(asked).ids == ["x"]
+    store.index.close()
+    nodes.client.close()
 
 
 def test_a_database_is_needed() -> None:

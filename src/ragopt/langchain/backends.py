@@ -26,7 +26,7 @@ class FaissVectorStore(IndexVectorStore):
         index: A ``FaissIndex`` that is there already; a new one if None.
         metric: ``cosine``, ``ip`` or ``l2``; of a new index.
         kind: ``flat`` is exact, ``auto`` becomes faster as it grows; see ``FaissIndex``.
-        by: ``"dense"``, ``"sparse"`` or a ``Fusion``; see ``IndexVectorStore``.
+        by: How to search; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``FaissIndex``.
 
     Examples:
@@ -80,7 +80,7 @@ class PGVectorStore(IndexVectorStore):
         connection: ``postgresql://user:password@host:5432/database``, of a new index.
         table_name: Of a new index. The table is made if it is not there.
         metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        by: ``"dense"``, ``"sparse"`` or a ``Fusion``; see ``IndexVectorStore``.
+        by: How to search; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``PgvectorIndex``.
 
     Raises:
@@ -117,7 +117,7 @@ class PGVectorStore(IndexVectorStore):
 
 
 class RedisVectorStore(IndexVectorStore):
-    """Redis with its query engine: see ``RedisIndex``. Searches are dense.
+    """Redis with its query engine: see ``RedisIndex``.
 
     Args:
         embedding: LangChain embeddings or a ragopt embedder.
@@ -125,6 +125,7 @@ class RedisVectorStore(IndexVectorStore):
         redis_url: Of a new index.
         index_name: Of a new index. It is made if it is not there.
         metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        by: How to search; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``RedisIndex``.
 
     Examples:
@@ -141,8 +142,9 @@ class RedisVectorStore(IndexVectorStore):
         redis_url: str = "redis://localhost:6379",
         index_name: str = "langchain_passages",
         metric: Metric | str = Metric.COSINE,
+        by: By = "dense",
         **index_options: Any,
     ) -> None:
         if index is None:
             index = RedisIndex(redis_url, index_name, metric=metric, **index_options)
-        super().__init__(index, embedding)
+        super().__init__(index, embedding, by=by)

@@ -124,13 +124,15 @@ class PGVectorStore(IndexVectorStore):
 
 
 class RedisVectorStore(IndexVectorStore):
-    """Redis with its query engine: see ``RedisIndex``. Searches are dense.
+    """Redis with its query engine: see ``RedisIndex``.
 
     Args:
         index: A ``RedisIndex`` that is there already; a new one if None.
         redis_url: Of a new index.
         index_name: Of a new index. It is made if it is not there.
         metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        sparse: What makes sparse vectors; see ``IndexVectorStore``.
+        fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``RedisIndex``.
 
     Examples:
@@ -144,11 +146,13 @@ class RedisVectorStore(IndexVectorStore):
         redis_url: str = "redis://localhost:6379",
         index_name: str = "llamaindex_nodes",
         metric: Metric | str = Metric.COSINE,
+        sparse: SparseSource = None,
+        fusion: Literal["rrf", "relative"] = "rrf",
         **index_options: Any,
     ) -> None:
         if index is None:
             index = RedisIndex(redis_url, index_name, metric=metric, **index_options)
-        super().__init__(index)
+        super().__init__(index, sparse=sparse, fusion=fusion)
 
     @classmethod
     def class_name(cls) -> str:
