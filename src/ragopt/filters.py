@@ -329,6 +329,12 @@ def compile_filter(where: Filter) -> Predicate:
     raise InvalidInput(f"{where!r} is not a filter.", fix='Write comparisons as F("key") == value.')
 
 
+def _parts(key: str, value: Any) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, Mapping) for each in value):
+        raise InvalidInput(f"{key!r} got {value!r} in a filter.", fix="Give it dicts.")
+    return value
+
+
 def _pair(value: Any) -> tuple[Any, Any]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise InvalidInput(f"$between got {value!r}.", fix="Give it a list: [low, high].")
@@ -336,21 +342,12 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 _DOLLAR: dict[str, Callable[[F, Any], Filter]] = {
-    "$eq": lambda field, value: field == value,
-    "$ne": lambda field, value: field != value,
-    "$lt": lambda field, value: field < value,
-    "$lte": lambda field, value: field <= value,
-    "$gt": lambda field, value: field > value,
-    "$gte": lambda field, value: field >= value,
-    "$in": lambda field, value: field.is_in(value),
-    "$nin": lambda field, value: field.not_in(value),
+    "$eq": F.__eq__, "$ne": F.__ne__, "$lt": F.__lt__, "$lte": F.__le__, "$gt": F.__gt__,
+    "$gte": F.__ge__, "$in": F.is_in, "$nin": F.not_in, "$like": F.like, "$contains": F.contains,
+    "$any": F.any, "$all": F.all,
     "$between": lambda field, value: field.between(*_pair(value)),
     "$exists": lambda field, value: field.exists() if value else ~field.exists(),
-    "$like": lambda field, value: field.like(value),
-    "$contains": lambda field, value: field.contains(value),
-    "$any": lambda field, value: field.any(value),
-    "$all": lambda field, value: field.all(value),
-}
+}  # fmt: skip
 
 
 def from_dict(expression: Mapping[str, Any]) -> Filter:
@@ -364,7 +361,7 @@ def from_dict(expression: Mapping[str, Any]) -> Filter:
     parts: list[Filter] = []
     for key, value in expression.items():
         if key in ("$and", "$or", "$not"):
-            inner = [from_dict(part) for part in ([value] if key == "$not" else value)]
+            inner = [from_dict(part) for part in _parts(key, [value] if key == "$not" else value)]
             parts.append(
                 Not(inner[0]) if key == "$not" else (And if key == "$and" else Or)(tuple(inner))
             )

@@ -36,27 +36,23 @@ def to_filter(where: object) -> Filter | None:
     return filters.to_filter(_dialect(where) if isinstance(where, Mapping) else where)
 
 
-def _dialect(expression: Mapping[str, Any]) -> dict[str, Any]:
+def _dialect(expression: Any) -> Any:
     """Return a dict of LangChain's FAISS or PostgreSQL in the words of ragopt's own."""
+    if isinstance(expression, list | tuple):
+        return [_dialect(part) for part in expression]
+    if not isinstance(expression, Mapping):
+        return expression
     read: dict[str, Any] = {}
     for key, value in expression.items():
-        if key in ("$and", "$or"):
-            read[key] = _parts(key, value)
-        elif key == "$not" and isinstance(value, Mapping):
+        if key == "$not" and isinstance(value, list | tuple):
+            read[key] = {"$or": _dialect(value)}  # none of them holds
+        elif key in ("$and", "$or", "$not"):
             read[key] = _dialect(value)
-        elif key == "$not":
-            read[key] = {"$or": _parts(key, value)}  # none of them holds
         elif isinstance(value, Mapping):
             read[key] = {_ALIASES.get(name, name): operand for name, operand in value.items()}
         else:
             read[key] = {"$in": value} if isinstance(value, list) else value
     return read
-
-
-def _parts(key: str, parts: object) -> list[dict[str, Any]]:
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, Mapping) for p in parts):
-        raise InvalidInput(f"{key!r} got {parts!r} in a filter.", fix="Give it a list of dicts.")
-    return [_dialect(part) for part in parts]
 
 
 # -- RedisVL ----------------------------------------------------------------------------------
