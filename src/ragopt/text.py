@@ -79,6 +79,7 @@ class WeightedTerms(SparseVector):
         indices: The terms, ascending, shape ``(nnz,)``.
         values: Their weights, shape ``(nnz,)``.
         groups: A record must hold all terms of one group. Those of a phrase may yet stand apart.
+            No group means that any term is enough, as it is of words alone.
     """
 
     groups: tuple[tuple[int, ...], ...] = ()
@@ -130,6 +131,8 @@ class TextQuery:
             if holding[term] and groups
         }
         vector = SparseVector.from_dict(weights)
+        if sorted(groups) == [(term,) for term in vector.indices.tolist()]:
+            groups = ()
         return WeightedTerms(vector.indices, vector.values, groups)
 
     def matches(self, text: str) -> bool:

@@ -75,3 +75,15 @@ def test_rare_terms_weigh_more_and_unknown_ones_nothing() -> None:
     assert weights[common] == pytest.approx(np.log(1 + 10.5 / 90.5))
     everywhere = asked.weighted(9, {rare: 9, common: 9, unknown: 9})
     assert min(everywhere.values) > 0
+
+
+def test_a_phrase_needs_all_its_terms_and_a_word_itself() -> None:
+    def groups(text: str) -> tuple[tuple[int, ...], ...]:
+        asked = TextQuery(text)
+        return asked.weighted(9, dict.fromkeys(asked.terms, 1)).groups
+
+    assert groups("red pear") == ()
+    (pairs,) = groups("東京都")
+    assert list(pairs) == TextQuery("東京都").terms
+    assert sorted(map(len, groups("red 東京都"))) == [1, 2]
+    assert len(groups("서울에서")) == 1  # without its particle

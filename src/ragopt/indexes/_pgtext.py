@@ -106,7 +106,7 @@ class PgText(PgSearch):
             found = []
             for query in queries:
                 (packed,) = pack_sparse([query], SPARSE_ENTRIES["none"])
-                parameters, groups = condition.parameters, _groups(query)
+                parameters, groups = condition.parameters, list(map(list, query.groups))
                 if groups:
                     each = [2, *range(3 + len(parameters), 2 + len(parameters) + len(groups))]
                     held = " OR ".join(f"term_ids @> ${number}" for number in each)
@@ -166,12 +166,6 @@ class PgText(PgSearch):
         async with self._connection() as connection, connection.transaction():
             if await self._schema.lock(connection) is Terms.READ:
                 await self._schema.index_terms(connection)
-
-
-def _groups(query: WeightedTerms) -> list[list[int]]:
-    """Return the groups of terms, where any one of the terms is not enough to be found."""
-    groups = [list(group) for group in query.groups]
-    return [] if sorted(groups) == [[term] for term in query.indices.tolist()] else groups
 
 
 def _parted(query: SparseVector) -> tuple[SparseVector, SparseVector | None]:

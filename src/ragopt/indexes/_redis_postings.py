@@ -214,7 +214,7 @@ def scores(query: SparseVector, found: Sequence[Sequence[Any]]) -> tuple[Places,
     """Return the places of records whose inner product with a query is above 0, and the products.
 
     Args:
-        query: The query; of ``WeightedTerms``, a record has to hold all terms of one group.
+        query: The query; of ``WeightedTerms`` with groups, a record has to hold all terms of one.
         found: What ``FETCH`` returned for its tokens.
     """
     blocks: dict[int, dict[int, tuple[NDArray[Any], np.float32]]] = {}
@@ -227,7 +227,7 @@ def scores(query: SparseVector, found: Sequence[Sequence[Any]]) -> tuple[Places,
         # A record holds a token once, so no place is named twice here.
         for entries, weight in held.values():
             total[entries["offset"]] += entries["weight"] * np.float64(weight)
-        if isinstance(query, WeightedTerms):
+        if isinstance(query, WeightedTerms) and query.groups:
             total[~_whole(query.groups, {t: each["offset"] for t, (each, _) in held.items()})] = 0
         single = total.astype(np.float32)
         above = np.flatnonzero(single > 0)

@@ -16,7 +16,7 @@ from ragopt.errors import BackendUnavailable, DimensionMismatch, InvalidInput
 from ragopt.filters import Filter, compile_filter
 from ragopt.fusion import By, Fusion, Way, candidates, fuse
 from ragopt.indexes._late import closest
-from ragopt.indexes.checks import check_multi, check_sparse, check_texts
+from ragopt.indexes.checks import check_finite, check_multi, check_sparse, check_texts
 from ragopt.sources import collecting, used
 from ragopt.text import TextQuery, WeightedTerms, highest
 from ragopt.types import Dense, EmbeddingBatch, Hit, Metric, Record, SparseVector
@@ -98,7 +98,7 @@ class Searching(ABC):
     ) -> list[list[Hit]]:
         """Search the term vectors of the records' texts, as ``_search_sparse`` does others.
 
-        Only records that hold all terms of one of a query's groups are found.
+        Of a query with groups, only records that hold all terms of one of them are found.
         """
         raise self._cannot("text")
 
@@ -276,14 +276,8 @@ class Searching(ABC):
                 f"{len(ids)} ids came with {len(vectors)} vectors.", fix="Pass one for each record."
             )
         self._check_dimension(vectors.shape[1], what)
-        finite = np.isfinite(vectors)
-        if not finite.all():
-            row = int(np.argmin(finite.all(axis=1)))
-            name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"
-            raise InvalidInput(
-                f"The vector of {name} holds NaN or infinity. Nothing was changed.",
-                fix="Check the text and the model; leave the record out or embed it again.",
-            )
+        if not np.isfinite(vectors).all():  # all at once, since there may be many
+            check_finite(vectors, "vector", what, ids)
         return vectors
 
     def _check_dimension(self, dimension: int, what: str) -> None:

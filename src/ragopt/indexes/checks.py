@@ -51,7 +51,7 @@ def check_sparse(
             f"A {what} came without a sparse vector.",
             fix='Embed it with outputs that include "sparse".',
         )
-    _check_finite([vector.values for vector in batch.sparse], "sparse vector", what, ids)
+    check_finite([vector.values for vector in batch.sparse], "sparse vector", what, ids)
     return batch.sparse
 
 
@@ -70,11 +70,14 @@ def check_multi(
                 f"A multi-vector has the shape {np.shape(rows)}. Nothing was changed.",
                 fix="Pass shape (tokens, dimension).",
             )
-    _check_finite(batch.multi, "multi-vector", what, ids)
+    check_finite(batch.multi, "multi-vector", what, ids)
     return batch.multi
 
 
-def _check_finite(values: Sequence[Dense], kind: str, what: str, ids: Sequence[str] | None) -> None:
+def check_finite(
+    values: Sequence[Dense] | Dense, kind: str, what: str, ids: Sequence[str] | None
+) -> None:
+    """Raise InvalidInput, which names the row, if a vector holds NaN or infinity."""
     for row, each in enumerate(values):
         if not np.isfinite(each).all():
             name = f"{what} {ids[row]!r}" if ids else f"{what} {row}"

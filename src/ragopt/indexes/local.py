@@ -213,7 +213,7 @@ class LocalIndex(BaseVectorIndex):
         found = []
         for query in queries:
             scores = postings.scores(query, len(self._table))
-            if isinstance(query, WeightedTerms):
+            if isinstance(query, WeightedTerms) and query.groups:
                 scores[~postings.holding_all(query.groups, len(self._table))] = 0
             touched = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
             most = len(touched) if k is None else min(k, len(touched))
