@@ -1,7 +1,7 @@
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.contract.places import OnDisk
 
 from ragopt import FaissIndex, MemoryIndex, Metric
 from ragopt.testing import VectorIndexContract
@@ -25,16 +25,9 @@ class TestFaissHnsw(VectorIndexContract):
         return FaissIndex(metric=metric, kind="hnsw")
 
 
-class TestFaissLoadedFromDisk(VectorIndexContract):
-    """An index that was saved and loaded before the test began is like any other."""
-
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.folder = tmp_path
-
+class TestFaissLoadedFromDisk(OnDisk, VectorIndexContract):
     def make_index(self, metric: Metric) -> FaissIndex:
-        FaissIndex(metric=metric).save(self.folder / "index")
-        return FaissIndex.load(self.folder / "index")
+        return self.fresh(metric=metric)
 
 
 class Trained(VectorIndexContract):

@@ -1,9 +1,6 @@
 """Search by multi-vectors, the same on every backend."""
 
-import secrets
-from pathlib import Path
-
-import pytest
+from tests.contract.places import OnDisk, OnPostgres, OnRedis
 
 from ragopt import FaissIndex, MemoryIndex, PgvectorIndex, RedisIndex
 from ragopt.testing import MultiIndexContract
@@ -14,29 +11,16 @@ class TestMemoryIndex(MultiIndexContract):
         return MemoryIndex()
 
 
-class TestFaissLoadedFromDisk(MultiIndexContract):
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.folder = tmp_path
-
+class TestFaissLoadedFromDisk(OnDisk, MultiIndexContract):
     def make_index(self) -> FaissIndex:
-        FaissIndex().save(self.folder / "index")
-        return FaissIndex.load(self.folder / "index")
+        return self.fresh()
 
 
-class TestRedisIndex(MultiIndexContract):
-    @pytest.fixture(autouse=True)
-    def _url(self, redis_url: str) -> None:
-        self.url = redis_url
-
+class TestRedisIndex(OnRedis, MultiIndexContract):
     def make_index(self) -> RedisIndex:
-        return RedisIndex(self.url, f"t_{secrets.token_hex(8)}", kind="flat")
+        return self.fresh(kind="flat")
 
 
-class TestPgvectorIndex(MultiIndexContract):
-    @pytest.fixture(autouse=True)
-    def _dsn(self, postgres_dsn: str) -> None:
-        self.dsn = postgres_dsn
-
+class TestPgvectorIndex(OnPostgres, MultiIndexContract):
     def make_index(self) -> PgvectorIndex:
-        return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", index="none")
+        return self.fresh(index="none")

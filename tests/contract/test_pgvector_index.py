@@ -1,30 +1,25 @@
-import secrets
-
 import pytest
+from tests.contract.places import OnPostgres
 
 from ragopt import Metric
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.testing import SparseIndexContract, TextIndexContract, VectorIndexContract
 
 
-class Database(VectorIndexContract):
+class Database(OnPostgres, VectorIndexContract):
     many = 3_000
-
-    @pytest.fixture(autouse=True)
-    def _dsn(self, postgres_dsn: str) -> None:
-        self.dsn = postgres_dsn
 
 
 class TestExact(Database):
     def make_index(self, metric: Metric) -> PgvectorIndex:
-        return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", metric=metric, index="none")
+        return self.fresh(metric=metric, index="none")
 
 
 class TestHnsw(Database):
     recall = 0.95
 
     def make_index(self, metric: Metric) -> PgvectorIndex:
-        return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", metric=metric)
+        return self.fresh(metric=metric)
 
 
 @pytest.mark.slow
@@ -33,35 +28,22 @@ class TestHalfPrecision(Database):
     many = 1_000
 
     def make_index(self, metric: Metric) -> PgvectorIndex:
-        name = f"t_{secrets.token_hex(8)}"
-        return PgvectorIndex(self.dsn, name, metric=metric, precision="float16")
+        return self.fresh(metric=metric, precision="float16")
 
 
-class Sparse(SparseIndexContract):
-    @pytest.fixture(autouse=True)
-    def _dsn(self, postgres_dsn: str) -> None:
-        self.dsn = postgres_dsn
-
-
-class TestSparse(Sparse):
+class TestSparse(OnPostgres, SparseIndexContract):
     def make_index(self) -> PgvectorIndex:
-        return PgvectorIndex(self.dsn, f"t_{secrets.token_hex(8)}", index="none")
+        return self.fresh(index="none")
 
 
 @pytest.mark.slow
-class TestSparseHnsw(Sparse):
+class TestSparseHnsw(OnPostgres, SparseIndexContract):
     recall = 0.95
 
     def make_index(self) -> PgvectorIndex:
-        name = f"t_{secrets.token_hex(8)}"
-        return PgvectorIndex(self.dsn, name, index="none", sparse_index="hnsw")
+        return self.fresh(index="none", sparse_index="hnsw")
 
 
-class TestText(TextIndexContract):
-    @pytest.fixture(autouse=True)
-    def _dsn(self, postgres_dsn: str) -> None:
-        self.dsn = postgres_dsn
-
+class TestText(OnPostgres, TextIndexContract):
     def make_index(self) -> PgvectorIndex:
-        name = f"t_{secrets.token_hex(8)}"
-        return PgvectorIndex(self.dsn, name, index="none", text_search=True)
+        return self.fresh(index="none", text_search=True)

@@ -1,7 +1,6 @@
-import secrets
-from pathlib import Path
+"""Search by sparse vectors, the same on every backend."""
 
-import pytest
+from tests.contract.places import OnDisk, OnRedis
 
 from ragopt import FaissIndex, MemoryIndex, RedisIndex
 from ragopt.testing import SparseIndexContract
@@ -17,22 +16,11 @@ class TestFaissIndex(SparseIndexContract):
         return FaissIndex()
 
 
-class TestFaissLoadedFromDisk(SparseIndexContract):
-    """An index that was saved and loaded before the test began is like any other."""
-
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.folder = tmp_path
-
+class TestFaissLoadedFromDisk(OnDisk, SparseIndexContract):
     def make_index(self) -> FaissIndex:
-        FaissIndex().save(self.folder / "index")
-        return FaissIndex.load(self.folder / "index")
+        return self.fresh()
 
 
-class TestRedisIndex(SparseIndexContract):
-    @pytest.fixture(autouse=True)
-    def _url(self, redis_url: str) -> None:
-        self.url = redis_url
-
+class TestRedisIndex(OnRedis, SparseIndexContract):
     def make_index(self) -> RedisIndex:
-        return RedisIndex(self.url, f"t_{secrets.token_hex(8)}", kind="flat")
+        return self.fresh(kind="flat")
