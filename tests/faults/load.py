@@ -206,6 +206,7 @@ class Rig:
         with self.raw() as client:
             client.config_set("maxmemory", 0)
             client.flushall()
+            client.config_resetstat()
 
 
 @contextmanager
@@ -260,18 +261,29 @@ def _slow(seconds: float) -> Callable[[Rig], Any]:
     return slow
 
 
-def _bounded(policy: str, room: int) -> Callable[[Rig], Any]:
-    @contextmanager
-    def bounded(rig: Rig) -> Iterator[None]:
-        with rig.raw() as client:
-            client.config_set("maxmemory-policy", policy)
-            client.config_set("maxmemory", max(1, client.info("memory")["used_memory"] + room))
-            try:
-                yield
-            finally:
-                client.config_set("maxmemory", 0)
+@contextmanager
+def _full(rig: Rig) -> Iterator[None]:
+    with rig.raw() as client, _bounded(client, "noeviction", 1):
+        yield
 
-    return bounded
+
+@contextmanager
+def _evicting(rig: Rig) -> Iterator[None]:
+    with rig.raw() as client:
+        # Others' keys, so that there is something to evict however little the load has written.
+        client.mset({f"other {number}": bytes(1_000) for number in range(300)})
+        with _bounded(client, "allkeys-lru", client.info("memory")["used_memory"] - 100_000):
+            yield
+
+
+@contextmanager
+def _bounded(client: redis.Redis, policy: str, most: int) -> Iterator[None]:
+    client.config_set("maxmemory-policy", policy)
+    client.config_set("maxmemory", most)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
 
 
 @contextmanager
@@ -299,8 +311,8 @@ FAULTS: dict[str, Callable[[Rig], Any]] = {
     "hung": _hung,
     "slow": _slow(0.1),
     "too slow": _slow(0.4),
-    "full": _bounded("noeviction", -(2**40)),
-    "evicting": _bounded("allkeys-lru", 100_000),
+    "full": _full,
+    "evicting": _evicting,
     "flushed": _flushed,
 }
 """The server is gone, is started anew and empty, does not answer (its process is stopped, or
@@ -329,7 +341,7 @@ class Story:
     failed: int
     """Operations that failed in the layer during the fault: what the callers paid for."""
     evicted: int
-    """Keys that the server evicted until the end of the fault."""
+    """Keys that the server evicted before the end of the fault."""
 
 
 def play(
