@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import date, datetime
-from functools import lru_cache
+from datetime import date, datetime, timezone
 from typing import Any, Literal, TypeAlias
 
+from ragopt._operators import MISSING, OPERATORS
 from ragopt.errors import InvalidInput
 
 Scalar: TypeAlias = str | int | float | bool | datetime | date | None
@@ -29,6 +29,7 @@ Predicate: TypeAlias = Callable[[str, str | None, Mapping[str, Any]], bool]
 
 # Keys become identifiers in some query languages, so their alphabet is closed.
 _KEY = re.compile(r"[^\W\d][\w .:/-]{0,127}")
+_PLAIN = frozenset({str, int, float, bool, date, type(None)})
 
 
 class Filter:
@@ -41,10 +42,10 @@ class Filter:
         return tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def __and__(self, other: Filter) -> And:
-        return And((self, other))
+        return And((*_parts_of(self, And), *_parts_of(other, And)))
 
     def __or__(self, other: Filter) -> Or:
-        return Or((self, other))
+        return Or((*_parts_of(self, Or), *_parts_of(other, Or)))
 
     def __invert__(self) -> Not:
         return Not(self)
@@ -71,31 +72,29 @@ class Compare(Filter):
                 f"{self.key!r} cannot be a metadata key in a filter.",
                 fix="Begin with a letter or _, then up to 127 letters, digits, spaces or . : / - _",
             )
-        if self.op not in _OPERATORS:
+        if self.op not in OPERATORS:
             raise InvalidInput(
                 f"{self.op!r} is not a filter operator.",
-                fix=f"Use one of: {', '.join(_OPERATORS)}.",
+                fix=f"Use one of: {', '.join(OPERATORS)}.",
             )
-        if self.op in ("in", "not_in", "any", "all"):
+        several = self.op in ("in", "not_in", "any", "all")
+        if several:
             if isinstance(self.value, (str, bytes)) or not isinstance(self.value, Iterable):
                 raise InvalidInput(
                     f"The operator {self.op!r} on {self.key!r} got {self.value!r}.",
                     fix="Give it a list of values.",
                 )
-            object.__setattr__(self, "value", tuple(self.value))
-        elif self.op in ("text_match", "text_match_insensitive", "like") and not (
-            isinstance(self.value, str) and self.value
+            value: Any = tuple(_plain(self.key, each) for each in self.value)
+        else:
+            value = _plain(self.key, self.value)
+        object.__setattr__(self, "value", value)
+        if self.op in ("text_match", "text_match_insensitive", "like") and not (
+            isinstance(value, str) and value
         ):
             raise InvalidInput(
                 f"The operator {self.op!r} on {self.key!r} got {self.value!r}.",
                 fix="Give it a text that is not empty.",
             )
-        for value in self.value if isinstance(self.value, tuple) else (self.value,):
-            if not isinstance(value, (str, int, float, date, type(None))):
-                raise InvalidInput(
-                    f"A filter on {self.key!r} got a value of type {type(value).__name__}.",
-                    fix="Compare with a string, a number, a boolean, a date or None.",
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +154,34 @@ class Where(Filter):
     test: Callable[[Mapping[str, Any]], bool]
 
 
+def _plain(key: str, value: Any) -> Scalar:
+    """Return an operand as a plain value, equal to what the same object becomes as metadata."""
+    if type(value) in _PLAIN:
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, str):  # a StrEnum, or LangChain's texts
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, datetime) and value == value:  # noqa: PLR0124 - NaT of pandas is not
+        moment = datetime.combine(datetime.date(value), datetime.timetz(value))
+        offset = moment.utcoffset()
+        # With its zone, a time that the clock shows twice equals no other one (PEP 495).
+        return moment if offset is None else moment.replace(tzinfo=timezone(offset), fold=0)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return date(value.year, value.month, value.day)
+    raise InvalidInput(
+        f"A filter on {key!r} got a value of type {type(value).__name__}.",
+        fix="Compare with a string, a number, a boolean, a date or None.",
+    )
+
+
+def _parts_of(where: Filter, kind: type[And | Or]) -> tuple[Filter, ...]:
+    """Return what a chain of & or | goes on from, so that it does not become deeper."""
+    return where.parts if isinstance(where, kind) else (where,)
+
+
 def _check_parts(parts: tuple[Filter, ...]) -> None:
     if not parts:
         raise InvalidInput(
@@ -173,7 +200,13 @@ def _names(values: Iterable[str]) -> frozenset[str]:
         raise InvalidInput(
             f"The text {values!r} was given where ids are expected.", fix="Pass a list of ids."
         )
-    return frozenset(values)
+    names = frozenset(str.__str__(each) if isinstance(each, str) else each for each in values)
+    for name in names:
+        if type(name) is not str:
+            raise InvalidInput(
+                f"{name!r} was given where an id is expected.", fix="Ids are strings."
+            )
+    return names
 
 
 class F:
@@ -245,71 +278,11 @@ class F:
         return Compare(self._key, "exists")
 
 
-_MISSING = object()
-
-
-def _rank(value: object) -> str:
-    """Return the family of types within which values compare."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, (int, float)):
-        return "number"
-    if isinstance(value, datetime):
-        return "aware" if value.tzinfo else "naive"
-    return type(value).__name__
-
-
-def _same(left: object, right: object) -> bool:
-    return left == right and _rank(left) == _rank(right)
-
-
-def _ordered(left: Any, right: Any, test: Callable[[Any, Any], bool]) -> bool:
-    rank = _rank(left)
-    return rank == _rank(right) and rank not in ("NoneType", "list", "dict") and test(left, right)
-
-
-def _holds(values: object, wanted: object) -> bool:
-    return isinstance(values, (list, tuple)) and any(_same(value, wanted) for value in values)
-
-
-@lru_cache(maxsize=256)
-def _pattern(like: str) -> re.Pattern[str]:
-    wild = {"%": ".*", "_": "."}
-    return re.compile("".join(wild.get(char) or re.escape(char) for char in like), re.DOTALL)
-
-
-def _like(value: object, pattern: str) -> bool:
-    return isinstance(value, str) and _pattern(pattern).fullmatch(value) is not None
-
-
-# The value of the key (or _MISSING) and the operand, to a verdict.
-_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": _same,
-    "!=": lambda value, other: not _same(value, other),
-    "<": lambda value, other: _ordered(value, other, lambda a, b: a < b),
-    "<=": lambda value, other: _ordered(value, other, lambda a, b: a <= b),
-    ">": lambda value, other: _ordered(value, other, lambda a, b: a > b),
-    ">=": lambda value, other: _ordered(value, other, lambda a, b: a >= b),
-    "in": lambda value, others: any(_same(value, other) for other in others),
-    "not_in": lambda value, others: not any(_same(value, other) for other in others),
-    "any": lambda value, others: any(_holds(value, other) for other in others),
-    "all": lambda value, others: bool(others) and all(_holds(value, other) for other in others),
-    "contains": _holds,
-    "text_match": lambda value, text: isinstance(value, str) and text in value,
-    "text_match_insensitive": lambda value, text: (
-        isinstance(value, str) and text.casefold() in value.casefold()
-    ),
-    "like": _like,
-    "is_empty": lambda value, _: value is _MISSING or value is None or value in ("", [], ()),
-    "exists": lambda value, _: value is not _MISSING,
-}
-
-
 def compile_filter(where: Filter) -> Predicate:
     """Turn a filter into a function of a record's id, document id and metadata."""
     if isinstance(where, Compare):
-        key, operand, verdict = where.key, where.value, _OPERATORS[where.op]
-        return lambda _id, _doc, metadata: verdict(metadata.get(key, _MISSING), operand)
+        key, operand, verdict = where.key, where.value, OPERATORS[where.op]
+        return lambda _id, _doc, metadata: verdict(metadata.get(key, MISSING), operand)
     if isinstance(where, (And, Or)):
         tests = [compile_filter(part) for part in where.parts]
         together = all if isinstance(where, And) else any
@@ -325,7 +298,8 @@ def compile_filter(where: Filter) -> Predicate:
         return lambda _id, doc, _metadata: doc in documents
     if isinstance(where, Where):
         function = where.test
-        return lambda _id, _doc, metadata: bool(function(metadata))
+        # A copy, since it may be what the index itself has.
+        return lambda _id, _doc, metadata: bool(function(dict(metadata)))
     raise InvalidInput(f"{where!r} is not a filter.", fix='Write comparisons as F("key") == value.')
 
 

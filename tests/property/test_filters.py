@@ -1,7 +1,13 @@
 """The rules of filters, and every index against the memory index."""
 
+from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
+from functools import reduce
+from operator import and_, or_
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from hypothesis import given
 from tests.strategies import FILTERS, METADATA
@@ -13,6 +19,7 @@ from ragopt.filters import (
     Compare,
     Filter,
     Ids,
+    Or,
     Where,
     compile_filter,
     from_dict,
@@ -87,3 +94,63 @@ def test_where_is_any_function() -> None:
     where = to_filter(lambda metadata: metadata["a"] > 1)
     assert where is not None
     assert not holds(where, a=1)
+
+
+class Language(StrEnum):
+    ENGLISH = "en"
+
+
+TOKYO = timezone(timedelta(hours=9))
+SUMMER = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))  # comes twice that day
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (Language.ENGLISH, "en"),
+        (np.str_("en"), "en"),
+        (np.float64(1.5), 1.5),
+        (SUMMER, datetime(2026, 10, 25, 0, 30, tzinfo=UTC)),
+        (SUMMER.replace(fold=1), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)),
+        (datetime(2026, 1, 1, tzinfo=TOKYO), datetime(2025, 12, 31, 15, tzinfo=UTC)),
+    ],
+)
+def test_an_operand_is_what_it_becomes_as_metadata(given: Any, kept: Any) -> None:
+    for where in (F("a") == given, F("a").is_in([given]), F("a") <= given):
+        assert holds(where, a=kept)
+        operand = where.value[0] if where.op == "in" else where.value
+        assert type(operand) is type(kept)
+    assert not holds(F("a") != given, a=kept)
+
+
+@pytest.mark.parametrize("value", [(1, 2), [1], b"x", np.int64(1), object()])
+def test_what_is_no_single_value_is_no_operand(value: Any) -> None:
+    with pytest.raises(InvalidInput, match="got a value of type"):
+        F("a") == value  # noqa: B015
+    with pytest.raises(InvalidInput, match="got a value of type"):
+        F("a").is_in([value])
+
+
+def test_a_long_chain_is_no_deep_tree() -> None:
+    ones: list[Filter] = [F("n") == number for number in range(3_000)]
+    others: list[Filter] = [F("n") != number for number in range(3_000)]
+    either, both = reduce(or_, ones), reduce(and_, others)
+    assert holds(either, n=2_999)
+    assert not holds(either, n=3_000)
+    assert holds(both, n=3_000)
+    chains = [each for each in (either, both) if isinstance(each, (And, Or))]
+    assert [len(each.parts) for each in chains] == [3_000, 3_000]
+    mixed = ((F("a") == 1) | (F("b") == 1)) & (F("c") == 1)
+    assert not holds(mixed, a=1)
+    assert holds(mixed, a=1, c=1)
+
+
+def test_a_function_gets_a_copy() -> None:
+    metadata = {"a": 1}
+
+    def empties(found: Any) -> bool:
+        found.clear()
+        return True
+
+    assert compile_filter(Where(empties))("id", None, metadata)
+    assert metadata == {"a": 1}
