@@ -29,6 +29,7 @@ _ROWS = {
 _LONG_ROWS = {
     "bge-m3": "BGE-M3 at full size on a CPU: 64 texts, in each engine",
     "bge-m3-question": "the same model: one question",
+    "postgres-hybrid": "a hybrid search in PostgreSQL, against all of it in one statement",
 }
 _REPORTS = {
     "int8": "what int8 changes in the vectors of a real model, and what it brings",
@@ -36,7 +37,9 @@ _REPORTS = {
     "faiss-auto": "one question to 50,000 x 1,024 in FAISS: what auto saves and misses",
     "faiss-open": "a saved FAISS index of 100,000 x 384, read and mapped into memory",
     "scale": "100,000 vectors of a real model in FAISS, PostgreSQL and Redis, and what is found",
+    "postgres-kinds": "the same vectors in PostgreSQL behind each kind of index",
     "redis-sparse": "sparse vectors and texts in Redis: memory, and searches of 100,000 records",
+    "redis-cluster": "the same exact search on one Redis server and on a cluster of three",
     "event-loop": "200 searches at once on one event loop, and how long they keep it",
     "text": "search by words: what it finds in public collections, and how fast",
     "zipf": "a Zipf stream of questions through ragopt's caches",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.services import postgres_server, redis_server
+from tests.services import postgres_server, redis_cluster, redis_server
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,13 @@ def redis_url() -> Iterator[str]:
         yield given
         return
     with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url() -> Iterator[str]:
+    """URL of a cluster of three masters with the query engine. The tests share it."""
+    with redis_cluster() as url:
         yield url
 
 

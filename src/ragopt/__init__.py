@@ -28,6 +28,7 @@ _EXPORTS = {
     "Freshness": "ragopt.cache.freshness",
     "Hit": "ragopt.types",
     "Ids": "ragopt.filters",
+    "IndexStats": "ragopt.types",
     "Lineage": "ragopt.cache.lineage",
     "MemoryIndex": "ragopt.indexes.memory",
     "MemoryStore": "ragopt.stores.memory",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from ragopt.types import Embedding as Embedding
     from ragopt.types import EmbeddingBatch as EmbeddingBatch
     from ragopt.types import Hit as Hit
+    from ragopt.types import IndexStats as IndexStats
     from ragopt.types import Metric as Metric
     from ragopt.types import Record as Record
     from ragopt.types import RecordBatch as RecordBatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, TypeAlias
 
 from ragopt.errors import InvalidInput
@@ -45,7 +46,7 @@ class Fusion:
 
     def __post_init__(self) -> None:
         if not self.weights or not all(
-            way in _WAYS and weight > 0 for way, weight in self.weights.items()
+            way in _WAYS and 0 < weight < inf for way, weight in self.weights.items()
         ):
             raise InvalidInput(
                 f"A fusion was given the weights {dict(self.weights)!r}.",
@@ -70,8 +71,18 @@ By: TypeAlias = Way | Fusion
 """How to search: by one kind of vector, by the words of a text, or by several of them."""
 
 
+def check_by(by: object) -> None:
+    """Raise InvalidInput unless this is a way of searching, or several."""
+    if not isinstance(by, Fusion) and not (isinstance(by, str) and by in _WAYS):
+        raise InvalidInput(
+            f"An index cannot search by {by!r}.",
+            fix='Search by "dense", "sparse", "text", "multi" or a Fusion.',
+        )
+
+
 def ways_of(by: By) -> frozenset[str]:
-    """Return the ways of searching that are asked for."""
+    """Return the ways of searching that are asked for; InvalidInput if there is no such way."""
+    check_by(by)
     return frozenset(by.weights if isinstance(by, Fusion) else (by,))
 
 

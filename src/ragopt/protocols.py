@@ -17,6 +17,7 @@ from ragopt.types import (
     Embedding,
     EmbeddingBatch,
     Hit,
+    IndexStats,
     Metric,
     Output,
     Record,
@@ -295,6 +296,12 @@ class VectorIndex(Protocol):
         ...
 
     async def aclear(self) -> None: ...
+
+    def stats(self) -> IndexStats:
+        """Return what the index holds and takes."""
+        ...
+
+    async def astats(self) -> IndexStats: ...
 
     def search(
         self,

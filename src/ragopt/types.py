@@ -242,7 +242,7 @@ class EmbeddingBatch:
         if not embeddings:
             return cls()
         first = embeddings[0]
-        for row, other in enumerate(embeddings):
+        for row, other in enumerate(embeddings[1:], 1):
             for name in OUTPUTS:
                 if (getattr(first, name) is None) != (getattr(other, name) is None):
                     raise InvalidInput(
@@ -352,3 +352,30 @@ class Hit:
     metadata: dict[str, Any] = field(default_factory=dict)
     document_id: str | None = None
     embedding: Embedding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """What a vector index holds and takes.
+
+    Args:
+        records: How many records can be found.
+        dimension: Length of the dense vectors; None before it is known.
+        metric: How they are compared.
+        kind: How they are searched now, in the backend's own words: ``flat``, ``hnsw``...
+        model: The embedding model that the index is kept for; None where none was named.
+        bytes: What the index takes where it is kept. Memory, for one in this process (vectors and
+            postings) or in Redis (without the records themselves); disk, in PostgreSQL (all).
+        indexed: Share of the records that the structure of its kind holds, from 0 to 1. The
+            others are searched one by one, or not yet, where a server is filling an index again.
+        failures: Records that a server could not index.
+    """
+
+    records: int
+    dimension: int | None
+    metric: Metric
+    kind: str
+    model: str | None = None
+    bytes: int = 0
+    indexed: float = 1.0
+    failures: int = 0

@@ -96,6 +96,8 @@ def test_recall_with_filters_deletes_and_files(kind: str, array: Dense, tmp_path
     assert recall(index, array, rows < 300, F("row") < 300) >= least  # compared one by one
     index.delete(F("row") < 4_000)
     assert recall(index, array, rows >= 4_000) >= least
+    in_all = len(faiss.serialize_index(index._index))  # code books and tables as well
+    assert 0.9 * in_all < index.stats().bytes <= in_all
     index.save(tmp_path)
     loaded = FaissIndex.load(tmp_path)
     assert type_of(loaded).startswith(type_of(index).removesuffix("Flat"))  # FAISS names it anew
@@ -114,8 +116,11 @@ def test_it_is_exact_until_it_is_trained(kind: str, array: Dense) -> None:
     index.add(records(array[:2_999]))
     assert type_of(index) == "IndexFlat"
     assert recall(index, array[:2_999], np.full(2_999, True)) == 1
+    waiting = index.stats()
+    assert (waiting.kind, waiting.indexed) == ("flat", float(kind == "auto"))
     index.add(records(array[2_999:3_000], 2_999))
     assert type_of(index) != "IndexFlat"
+    assert (index.stats().kind, index.stats().indexed) == (kind, 1.0)
     assert recall(index, array[:3_000], np.full(3_000, True)) >= RECALLS[kind]
     index.clear()
     index.add(records(array[:10]))

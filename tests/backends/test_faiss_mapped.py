@@ -213,7 +213,7 @@ def test_through_the_stores_of_both_frameworks(tmp_path: Path) -> None:
 
 
 def test_the_model_is_saved(tmp_path: Path) -> None:
-    index = FaissIndex(4)
+    index = made(size=3)
     index.check_model("one")
     index.save(tmp_path)
     loaded = FaissIndex.load(tmp_path)

@@ -17,6 +17,7 @@ from tests.services import postgres_server
 
 from ragopt.errors import StorageError
 from ragopt.filters import F, Ids
+from ragopt.fusion import Fusion
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.types import Embedding, EmbeddingBatch, SparseVector
 
@@ -95,6 +96,27 @@ class TestASearch:
                 assert len(seen) == 1, options
                 assert ("strict_order" in seen[0]) is goes_on  # which costs time
 
+    def test_of_several_ways_sends_them_out_together(self, make: Make) -> None:
+        """In a sync call too, so that it takes as long as the slower one."""
+        met = asyncio.Barrier(2)
+
+        class Meeting(PgvectorIndex):
+            async def _nearest(self, *asked: Any) -> Any:
+                async with asyncio.timeout(5):
+                    await met.wait()
+                return await super()._nearest(*asked)
+
+            async def _heaviest(self, *asked: Any) -> Any:
+                async with asyncio.timeout(5):
+                    await met.wait()
+                return await super()._heaviest(*asked)
+
+        plain = make(4)
+        plain.add(batch(["a"]))
+        with Meeting(plain._postgres._dsn, plain._schema.name) as index:
+            both = Embedding(np.ones(4, np.float32), SparseVector.from_dict({1: 1.0}))
+            assert [hit.id for hit in index.search(both, by=Fusion())] == ["a"]
+
     async def test_of_a_batch_sees_one_snapshot(self, make: Make) -> None:
         async with make(4, max_connections=1, index="none") as index:
             await index.aadd(batch(["a"]))
@@ -164,6 +186,21 @@ class TestThroughAPooler:
                 for _ in range(3):
                     await index.asearch(query(1, 0, 0, 0))
                 assert await left(index) == expected
+
+    async def test_indexes_are_made_in_a_transaction(self, pooled: Make) -> None:
+        async with pooled(index="ivfflat", lists=4, max_connections=1) as index:
+            await asyncio.to_thread(fill, index)
+            before = await index.astats()
+            await index.areindex()
+            after = await index.astats()
+            assert before.kind == after.kind == "ivfflat"
+            async with index._postgres.connection() as connection:
+                locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+                assert await connection.fetchval(locks) == 0
+                valid = (
+                    f"SELECT indisvalid FROM pg_index WHERE indrelid = '{index._table}'::regclass"
+                )
+                assert [row[0] for row in await connection.fetch(valid)] == [True] * 3
 
     def test_prepared_statements_would_not_work(self, pooled: Make) -> None:
         """Without this one, the others might pass behind a pooler that is none."""

@@ -7,8 +7,10 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -122,6 +124,36 @@ async def test_a_password_and_a_user(guarded_url: str) -> None:
     async with opened(login(guarded_url, "cache")) as store:
         with pytest.raises(StorageError, match=r"refused a command .*permissions of the user"):
             store.set_many({b"others": b"v"})
+
+
+async def test_what_a_server_says_no_to() -> None:
+    with redis_server("--busy-reply-threshold", "10") as url, redis.Redis.from_url(url) as client:
+        for said in await refusals(url.replace("/0", "/99")):
+            assert "DB index is out of range). The number that the URL ends in" in said
+        endless = threading.Thread(target=_runs, args=(url, "while true do end"))
+        endless.start()
+        async with opened(url) as store:
+            until = time.monotonic() + 10
+            said = ""
+            while not said:
+                assert time.monotonic() < until
+                try:
+                    store.get_many([b"k"])
+                except BackendUnavailable as error:
+                    said = str(error)
+            assert "is busy with a script" in said
+            assert "Try again" in said
+            client.script_kill()
+            endless.join()
+            assert store.get_many([b"k"]) == [None]
+            client.replicaof("127.0.0.1", free_port())
+            with pytest.raises(StorageError, match=r"read only.* Name the master"):
+                store.set_many({b"k": b"v"})
+
+
+def _runs(url: str, script: str) -> None:
+    with redis.Redis.from_url(url) as client, suppress(redis.ResponseError):  # it was killed
+        client.eval(script, 0)
 
 
 async def test_a_unix_socket(guarded_url: str, folder: Path) -> None:

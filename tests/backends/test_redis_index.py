@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import services, strategies
 from tests.backends.records import batch, query
-from tests.services import RestartableRedis, redis_cluster
+from tests.backends.redis_shards import only
+from tests.services import RestartableRedis
 
 from ragopt.errors import BackendUnavailable, DimensionMismatch, InvalidInput, StorageError
 from ragopt.filters import (
@@ -38,7 +39,7 @@ from ragopt.filters import (
 from ragopt.indexes import _redis_schema
 from ragopt.indexes.redis import RedisIndex
 from ragopt.testing.records import exact_scores
-from ragopt.types import Embedding, EmbeddingBatch, Metric, RecordBatch
+from ragopt.types import Embedding, EmbeddingBatch, IndexStats, Metric, RecordBatch
 
 Make = Callable[..., RedisIndex]
 
@@ -189,7 +190,7 @@ class TestTheSchema:
         index.clear()
         index.drop()
         assert index.version() == make().version()
-        assert index.info().records == 0
+        assert index.stats().records == 0
 
     @pytest.mark.parametrize("wrong", ["", "a b", "a:b", "{a}", "ä", "a" * 129, "a\n", "*"])
     def test_a_name_that_could_meet_another_one_is_refused(
@@ -227,12 +228,16 @@ class TestTheSchema:
         indexes[0].drop()
         assert not list(client.scan_iter(f"*{token}*", count=10_000))
 
-    def test_info(self, make: Make) -> None:
+    def test_stats(self, make: Make) -> None:
         index = make()
+        assert index.stats() == IndexStats(0, None, Metric.COSINE, "hnsw")
         index.add(batch(["a", "b"], np.ones((2, 1024))))
-        info = index.info()
-        assert (info.records, info.failures, info.indexed) == (2, 0, 1.0)
-        assert info.bytes > 2 * 4 * 1024
+        index.check_model("made by this")
+        stats = index.stats()
+        assert stats == IndexStats(
+            2, 1024, Metric.COSINE, "hnsw", "made by this", stats.bytes, 1.0, 0
+        )
+        assert stats.bytes > 2 * 4 * 1024
 
 
 class TestWhatIsStored:
@@ -266,7 +271,7 @@ class TestWhatIsStored:
             }
         assert nan is not None
         assert math.isnan(nan.metadata["nan"])
-        assert index.info().failures == 0
+        assert index.stats().failures == 0
 
     def test_hostile_ids_and_values_are_found_as_themselves(self, make: Make) -> None:
         hostile = [
@@ -341,7 +346,7 @@ class TestWhatIsStored:
         assert [record.id for record in index.find()] == ["b", "c", "d", "a"]
         assert [record.id for record in index.find(limit=2)] == ["b", "c"]
         assert index.count(F("n") > 0) == index.count(Documents(["x"])) == 0
-        assert index.count(Documents([None])) == 4  # type: ignore[list-item]
+        assert [record.document_id for record in index.find()] == [None] * 4
 
     @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
     @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
@@ -489,7 +494,7 @@ class TestManyRecords:
         index, other = make(kind="flat"), make(kind="flat")
         ids = [str(row) for row in range(2_000)]
         index.add(batch(ids, metadatas=[{"n": row} for row in range(2_000)]))
-        ask, asked = index._schema.ask, 0
+        ask, asked = only(index).schema.ask, 0
 
         async def meanwhile(io: Any, *commands: Any) -> Any:
             nonlocal asked
@@ -498,7 +503,7 @@ class TestManyRecords:
                 other.add(batch(["3", "1999"], metadatas=[{"n": 3}, {"n": 1999}]))
             return await ask(io, *commands)
 
-        index._schema.ask = meanwhile  # type: ignore[method-assign]
+        only(index).schema.ask = meanwhile  # type: ignore[method-assign]
         found = [record.id for record in index.find()]
         assert asked > 2
         assert sorted(found) == sorted(ids)
@@ -619,13 +624,13 @@ class TestTogether:
 
     def test_every_part_of_a_large_batch_moves_the_version(self, make: Make) -> None:
         index, other = make(kind="flat"), make(kind="flat")
-        store, versions = index._writer._store, []
+        store, versions = only(index).writer._store, []
 
         async def watched(*arguments: Any) -> None:
             await store(*arguments)
             versions.append(other.version())
 
-        index._writer._store = watched  # type: ignore[method-assign, assignment]
+        only(index).writer._store = watched  # type: ignore[method-assign, assignment]
         index.add(batch([str(row) for row in range(350)]))
         assert len(versions) == len(set(versions)) == 4
         assert versions[-1] == index.version()
@@ -666,7 +671,7 @@ class TestTogether:
     def test_a_clear_in_the_middle_of_an_add_loses_no_numbers(self, make: Make) -> None:
         one, other = make(kind="flat"), make(kind="flat")
         one.add(batch(["old"]))
-        ask, cleared = one._schema.ask, False
+        ask, cleared = only(one).schema.ask, False
 
         async def meanwhile(io: Any, *commands: Any) -> Any:
             nonlocal cleared
@@ -675,7 +680,7 @@ class TestTogether:
                 other.clear()
             return await ask(io, *commands)
 
-        one._schema.ask = meanwhile  # type: ignore[method-assign]
+        only(one).schema.ask = meanwhile  # type: ignore[method-assign]
         one.add(batch([str(row) for row in range(250)], metadatas=[{"n": 1}] * 250))
         assert cleared
         assert other.count(F("n") > 0) == one.count(F("n") > 0) == other.count() == 250
@@ -697,6 +702,23 @@ class TestTogether:
         assert counts == [500] * 8
         assert not client.hexists(f"ragopt:{{{name}}}:meta", "filling")
         assert [record.id for record in index.find()] == ids  # whatever order it was read in
+
+    def test_one_that_is_being_filled_is_not_searched(
+        self, make: Make, client: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make(kind="flat").add(batch(["a", "b"]))
+        client.hset(f"ragopt:{{{name}}}:meta", "filling", 1)
+        index = make(kind="flat", timeout=0.1)
+
+        async def info(_: Any) -> Any:
+            return {b"indexing": b"1", b"percent_indexed": b"0.3"}
+
+        monkeypatch.setattr(only(index).schema, "info", info)
+        for call in (index.count, lambda: index.search(query(1, 1, 1, 1)), index.count):
+            with pytest.raises(BackendUnavailable, match="is being filled again: 30% is done"):
+                call()
+        monkeypatch.undo()
+        assert index.count() == 2
 
 
 # -- faults --------------------------------------------------------------------------------------
@@ -720,15 +742,6 @@ class TestFaults:
             finally:
                 process.kill()
 
-    def test_a_cluster_is_refused(self) -> None:
-        with redis_cluster(servers=1) as url:
-            with pytest.raises(InvalidInput, match="are a cluster"):
-                RedisIndex(url, "docs")
-            with RedisIndex(url.removesuffix("?cluster=true"), "docs") as index:
-                for attempt in (index.count, lambda: index.add(batch(["a"]))):
-                    with pytest.raises(InvalidInput, match="are a cluster"):
-                        attempt()
-
     def test_another_database(self, redis_url: str, name: str) -> None:
         with RedisIndex(redis_url.rpartition("/")[0] + "/1", name) as index:
             with pytest.raises(StorageError, match="database 0 alone"):
@@ -737,7 +750,7 @@ class TestFaults:
 
     def test_a_server_killed_in_the_middle_of_an_add(self, mortal: RestartableRedis) -> None:
         index = RedisIndex(mortal.url, "docs", kind="flat", timeout=1)
-        store, parts = index._writer._store, 0
+        store, parts = only(index).writer._store, 0
 
         async def fragile(*arguments: Any) -> None:
             nonlocal parts
@@ -746,7 +759,7 @@ class TestFaults:
                 mortal.kill()
             await store(*arguments)
 
-        index._writer._store = fragile  # type: ignore[method-assign, assignment]
+        only(index).writer._store = fragile  # type: ignore[method-assign, assignment]
         ids = [f"r{row}" for row in range(350)]
         with pytest.raises(
             BackendUnavailable, match=r"Of 350 records the 150 from 'r200' on were not stored"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import redis
 from tests.backends.records import batch
+from tests.backends.redis_shards import only
 from tests.services import redis_server
 
 from ragopt import Embedding, EmbeddingBatch, MemoryIndex, RecordBatch, SparseVector
@@ -98,7 +99,7 @@ def assert_whole(client: Any, name: str) -> int:
         if held:
             expected[b"n%d" % place] = {key.removeprefix(start.encode())}
         for family, vector in held.items():
-            words = postings(family, place, [vector])  # type: ignore[arg-type]
+            words = postings(family, [place], [vector])  # type: ignore[arg-type]
             for block, entry in zip(words[::2], words[1::2], strict=True):
                 expected.setdefault(block, set()).add(entry)
     stored = client.hgetall(f"ragopt:{{{name}}}:postings")
@@ -174,12 +175,12 @@ class TestWhatIsStored:
         assert found(index, of({2**32 - 1: 1.0})) == ["r2"]
         assert found(index, of({7: -2.0})) == ["r2"]
 
-    def test_info_counts_the_postings(self, make: Make) -> None:
+    def test_stats_count_the_postings(self, make: Make) -> None:
         index = make()
         index.add(batch(["a"]))
-        before = index.info().bytes
+        before = index.stats().bytes
         index.add(records(["b"], [of(dict.fromkeys(range(5_000), 0.25))]))
-        assert index.info().bytes > before + 5_000 * 6
+        assert index.stats().bytes > before + 5_000 * 6
 
     def test_an_index_that_is_too_large_is_refused(self, make: Make) -> None:
         index = make()
@@ -244,7 +245,7 @@ class TestTogether:
     def test_what_is_replaced_while_it_is_read_is_found(self, make: Make) -> None:
         one, other = make(), make()
         one.add(records(["a", "b", "c"], [of({1: 3.0}), of({1: 2.0}), of({1: 1.0})]))
-        ask, times = one._schema.ask, 0
+        ask, times = only(one).schema.ask, 0
 
         async def meanwhile(io: Any, *commands: Any) -> Any:
             nonlocal times
@@ -253,7 +254,7 @@ class TestTogether:
                 other.add(records(["a"], [of({1: 2.5})]))
             return await ask(io, *commands)
 
-        one._schema.ask = meanwhile  # type: ignore[method-assign]
+        only(one).schema.ask = meanwhile  # type: ignore[method-assign]
         for where in (None, F("none").exists() | ~F("none").exists()):
             times = 0
             hits = one.search(Embedding(sparse=of({1: 1.0})), k=2, where=where, by="sparse")
@@ -345,7 +346,7 @@ class TestText:
     def test_an_index_that_becomes_one_for_texts_in_the_middle_of_an_add(self, make: Make) -> None:
         one, other = make(), make(text_search=True)
         one.add(batch(["old"]))
-        ask, dropped = one._schema.ask, False
+        ask, dropped = only(one).schema.ask, False
 
         async def meanwhile(io: Any, *commands: Any) -> Any:
             nonlocal dropped
@@ -355,7 +356,7 @@ class TestText:
                 other.add(batch(["other"]))
             return await ask(io, *commands)
 
-        one._schema.ask = meanwhile  # type: ignore[method-assign]
+        only(one).schema.ask = meanwhile  # type: ignore[method-assign]
         one.add(batch([f"r{row}" for row in range(150)]))
         assert dropped
         assert len(other.search(Embedding(), k=200, text="text", by="text")) == 151

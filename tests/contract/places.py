@@ -46,3 +46,15 @@ class OnRedis:
     def fresh(self, **options: Any) -> RedisIndex:
         """Return an empty index."""
         return RedisIndex(self.url, f"t_{secrets.token_hex(8)}", **options)
+
+
+class OnRedisCluster:
+    """A name of its own, on three masters."""
+
+    @pytest.fixture(autouse=True)
+    def _url(self, redis_cluster_url: str) -> None:
+        self.url = redis_cluster_url
+
+    def fresh(self, **options: Any) -> RedisIndex:
+        """Return an empty index."""
+        return RedisIndex(self.url, f"t_{secrets.token_hex(8)}", **options)

@@ -31,6 +31,24 @@ class TestHalfPrecision(Database):
         return self.fresh(metric=metric, precision="float16")
 
 
+@pytest.mark.slow
+class TestIvfflat(Database):
+    recall = 0.95
+
+    def make_index(self, metric: Metric) -> PgvectorIndex:
+        return self.fresh(metric=metric, index="ivfflat", lists=8, probes=6)
+
+
+@pytest.mark.slow
+class TestBits(Database):
+    recall = 0.95
+
+    def make_index(self, metric: Metric) -> PgvectorIndex:
+        if metric is Metric.L2:
+            pytest.skip("Bits say nothing of lengths: this metric is refused with a sentence.")
+        return self.fresh(metric=metric, quantization="bit", rescore=40)
+
+
 class TestSparse(OnPostgres, SparseIndexContract):
     def make_index(self) -> PgvectorIndex:
         return self.fresh(index="none")

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from ragopt import Embedding, EmbeddingBatch, FaissIndex, Ids, RecordBatch
-from ragopt.errors import CorruptData, StorageError
+from ragopt.errors import CorruptData, InvalidInput, StorageError
 from ragopt.indexes import _files
 from ragopt.indexes._files import manifest_text
 
@@ -83,6 +85,38 @@ def test_a_crash_before_the_manifest_keeps_the_old_index(
             made(10).save(tmp_path)
     assert contents(FaissIndex.load(tmp_path)) == contents(old)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_many_save_to_one_folder(tmp_path: Path) -> None:
+    """None removes what another one is about to name, and what is there can always be read."""
+    indexes = [made(size) for size in (10, 20, 30)]
+    indexes[0].save(tmp_path)
+    over = threading.Event()
+
+    def read() -> int:
+        loaded = 0
+        while not over.is_set():
+            loaded += FaissIndex.load(tmp_path).count() in (10, 20, 30)
+        return loaded
+
+    def save(index: FaissIndex) -> None:
+        for _ in range(20):
+            index.save(tmp_path)
+
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(read)
+        for saving in [threads.submit(save, index) for index in indexes]:
+            saving.result()
+        over.set()
+        assert reading.result() > 0
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_index_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="to no folder"):
+        made().save("")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -15,7 +15,7 @@ from ragopt.errors import BackendUnavailable, StorageError
 
 Command: TypeAlias = tuple[bytes, Words]  # the key that it is about, and its words
 
-_SLOTS = 16384
+SLOTS = 16384
 _REDIRECTS = 3  # answers in a row that send a command to another server
 
 
@@ -92,10 +92,26 @@ class RedisServers:
             if not moved:
                 return replies
             batches = moved
-        raise BackendUnavailable(
-            f"The servers of the Redis cluster {self.name} do not agree on where a key is.",
-            fix="Wait until its slots are moved, and check it with `redis-cli --cluster check`.",
-        )
+        raise self._disagreement()
+
+    async def ask_together(self, io: Runtime, key: bytes, commands: Sequence[Words]) -> list[Any]:
+        """Send commands about keys of one slot, all of them to the server that has all of it.
+
+        Where the slot has moved, all are sent again: of a transaction, nothing was done.
+
+        Raises:
+            BackendUnavailable: The slot is being moved, so that no server has all of it; or see
+                ``ask``.
+            StorageError: The server refused a command.
+        """
+        for _ in range(_REDIRECTS):
+            route = self._route or await self._find(io)
+            address = self._owner(route, key)
+            replies = await self._send(io, address, commands)
+            if not any(isinstance(each, self._redis.exceptions.MovedError) for each in replies):
+                return self._accepted(replies, address)
+            self._route = None
+        raise self._disagreement()
 
     async def ask_server(self, io: Runtime, address: Address, *words: Any) -> Any:
         """Send one command to one server and return its reply."""
@@ -108,6 +124,10 @@ class RedisServers:
         if None in route.slots:
             raise self._missing(route.slots.index(None))
         return route.masters
+
+    def slot(self, key: bytes) -> int:
+        """Return which of a cluster's slots a key belongs to."""
+        return self._slot(key)
 
     async def close(self, io: Runtime) -> None:
         """Close the sync connections and, in the async colour, those of the running loop."""
@@ -133,6 +153,12 @@ class RedisServers:
         return BackendUnavailable(
             f"No server of the Redis cluster {self.name} has slot {slot} of the keys.",
             fix="Bring the missing server back, or give its slots to another one.",
+        )
+
+    def _disagreement(self) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"The servers of the Redis cluster {self.name} do not agree on where a key is.",
+            fix="Wait until its slots are moved, and check it with `redis-cli --cluster check`.",
         )
 
     def _accepted(self, replies: list[Any], address: Address) -> list[Any]:
@@ -291,10 +317,17 @@ class RedisServers:
                 f"The Redis cluster {self.name} is down for some of the keys ({problem}).",
                 fix="Bring the missing servers back, or promote their replicas.",
             )
+        moving = redis.exceptions.AskError, redis.exceptions.TryAgainError
         if isinstance(error, redis.exceptions.MovedError):
             return StorageError(
                 f"The Redis server at {where} is one of a cluster ({problem}).",
                 fix="Add ?cluster=true to the URL.",
+            )
+        if isinstance(error, moving) or "access a non local key" in problem:
+            return BackendUnavailable(
+                f"Keys of the Redis cluster {self.name} are being moved from {where} to another "
+                f"server ({problem}).",
+                fix="Try again when they have been moved.",
             )
         if self.is_cluster and "cluster support disabled" in problem:
             return StorageError(
@@ -311,10 +344,23 @@ class RedisServers:
                 f"The Redis server at {where} is no longer the master.",
                 fix="Ask again: the Sentinels will be asked for the new one.",
             )
+        if problem.startswith("BUSY"):
+            return BackendUnavailable(
+                f"The Redis server at {where} is busy with a script ({problem}).",
+                fix="Try again; if it lasts, look for what asks so much of it.",
+            )
+        fixes = (fix for sign, fix in _REFUSALS.items() if sign in problem)
         return StorageError(
             f"The Redis server at {where} refused a command ({problem}).",
-            fix="Check the permissions of the user, and that the server is not read-only.",
+            fix=next(fixes, "Its reason stands in the brackets, and perhaps more in its log."),
         )
+
+
+_REFUSALS = {  # a part of what the server says, and what to do about it
+    "permissions": "Check the permissions of the user.",
+    "read only": "Name the master in the URL, and not a replica of it.",
+    "DB index": "The number that the URL ends in is a database that the server does not have.",
+}
 
 
 _PLAIN = "Check that it is running and that host and port of the URL are right."
@@ -327,7 +373,7 @@ _TLS = (
 
 def _route(reply: Any, node: Address) -> Route:
     """Read the answer to CLUSTER SLOTS: ranges of slots, each with its master and replicas."""
-    slots: list[Address | None] = [None] * _SLOTS
+    slots: list[Address | None] = [None] * SLOTS
     for first, last, master, *_ in reply:
         host = _plain(master[0] or "")
         # Without a name it is the one that was asked.

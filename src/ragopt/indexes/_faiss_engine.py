@@ -156,11 +156,25 @@ class Engine:
         while fetched < most and (distances[:, k - 1] == distances[:, -1]).any():
             fetched = min(2 * fetched, most)
             distances, found = self.flat.search(queries, fetched, params=params)
+        if (found < 0).any():
+            self._complete(distances, found, rows)
+        if (distances[:, 1:] != distances[:, :-1]).all():  # as it nearly always is
+            return distances[:, :k], found[:, :k]
         farther = distances if self.flat.metric_type == self._faiss.METRIC_L2 else -distances
         order = np.lexsort((found, farther))[:, :k]
         return np.take_along_axis(distances, order, axis=1), np.take_along_axis(
             found, order, axis=1
         )
+
+    def _complete(self, distances: Dense, found: Rows, rows: Rows | None) -> None:
+        """Put in what FAISS leaves out: rows that are too far away for a number."""
+        metric = self.flat.metric_type
+        far = np.inf if metric == self._faiss.METRIC_L2 else -np.inf
+        among = np.arange(self.size) if rows is None else np.sort(rows)
+        for near, places in zip(distances, found, strict=True):
+            left = places < 0
+            places[left] = np.setdiff1d(among, places[~left])[: left.sum()]
+            near[left] = far
 
     def _decoded(self, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
         """Compare with every row, decoding some at a time."""

@@ -208,6 +208,25 @@ def parts(index: Any) -> Iterator[Any]:
         index = getattr(index, "base_index", None) or getattr(index, "index", None)
 
 
+def size_of(index: Any) -> int:
+    """Return the bytes of what an index and those within it hold of each vector."""
+    faiss = require("faiss", "faiss")
+    size = 0
+    for part in parts(index):
+        holder = part
+        if isinstance(part, faiss.IndexHNSW):
+            size += 4 * part.hnsw.neighbors.size()
+            holder = faiss.downcast_index(part.storage)
+        elif isinstance(part, faiss.IndexRefine):
+            holder = faiss.downcast_index(part.refine_index)
+        elif isinstance(part, faiss.IndexIVF):
+            lists = faiss.downcast_index(part.quantizer)
+            size += lists.ntotal * getattr(lists, "code_size", 0)
+            size += 8 * (part.ntotal + part.direct_map.array.size())  # which vector is where
+        size += holder.ntotal * getattr(holder, "code_size", 0)  # none, where it only transforms
+    return size
+
+
 def measure(metric: Metric) -> int:
     """Return FAISS's number of a metric; the cosine is the inner product of unit vectors."""
     faiss = require("faiss", "faiss")

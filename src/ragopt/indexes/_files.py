@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -18,6 +19,9 @@ from typing import Any
 from ragopt._imports import require
 from ragopt.codecs import decode_value, encode_value
 from ragopt.errors import CorruptData, StorageError
+
+if sys.platform != "win32":
+    import fcntl
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -32,8 +36,7 @@ def write(
     if index is None:
         del files["vectors"]
     temporary = folder / f"manifest-{mark}.json"
-    with _explained(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _explained(folder), _alone(folder):
         try:
             (folder / files["records"]).write_bytes(encode_value(columns))
             if index is not None:
@@ -174,6 +177,25 @@ def _damaged(path: Path) -> CorruptData:
         f"{path} is missing or is not what was saved.",
         fix="Restore the folder from a copy, or build the index again.",
     )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make the folder, and wait until nobody else saves to it: of two, the later one stays.
+
+    Whoever saves removes what other saves have left. Where folders cannot be locked (Windows), that
+    could be what somebody else is writing; his save then fails and says so.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed, or the process has died
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition, Lock
+from threading import Condition, Lock, local
+
+from ragopt.errors import InvalidInput
 
 
 class ReadWriteLock:
@@ -24,7 +26,16 @@ class ReadWriteLock:
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """Hold the lock alone."""
+        """Hold the lock alone.
+
+        Raises:
+            InvalidInput: The thread reads: it would wait for itself.
+        """
+        if self._reading.held:
+            raise InvalidInput(
+                "A function that is a filter tried to change the index that it filters.",
+                fix="Change the index after the search.",
+            )
         with self._condition:
             self._writers_waiting += 1
             try:
@@ -45,16 +56,26 @@ class _Reading:
 
     def __init__(self, lock: ReadWriteLock) -> None:
         self._lock = lock
+        self._mine = local()
+
+    @property
+    def held(self) -> int:
+        """How often this thread holds it."""
+        return getattr(self._mine, "held", 0)
 
     def __enter__(self) -> None:
-        lock = self._lock
-        with lock._mutex:  # entered in C, unlike the condition over it
-            while lock._writing or lock._writers_waiting:
-                lock._condition.wait()
-            lock._readers += 1
+        lock, held = self._lock, self.held
+        if not held:  # a filter may be a function, which reads again: a writer waits for it already
+            with lock._mutex:  # entered in C, unlike the condition over it
+                while lock._writing or lock._writers_waiting:
+                    lock._condition.wait()
+                lock._readers += 1
+        self._mine.held = held + 1
 
     def __exit__(self, *_: object) -> None:
-        lock = self._lock
+        lock, self._mine.held = self._lock, self.held - 1
+        if self.held:
+            return
         with lock._mutex:
             lock._readers -= 1
             if not lock._readers and lock._writers_waiting:

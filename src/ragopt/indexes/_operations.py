@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 from ragopt._runtime import Runtime
 from ragopt.errors import InvalidInput
 from ragopt.filters import Filter, Ids
 from ragopt.indexes._searching import Searching
-from ragopt.indexes.checks import check_columns, check_multi, check_sparse, copy_metadata
+from ragopt.indexes.checks import (
+    check_columns,
+    check_ids,
+    check_multi,
+    check_sparse,
+    copy_metadata,
+    plain_texts,
+)
 from ragopt.protocols import ChangeListener
 from ragopt.types import (
     Dense,
     EmbeddingBatch,
+    IndexStats,
     Metric,
     Record,
     RecordBatch,
@@ -54,18 +63,33 @@ class IndexOperations(Searching):
     @abstractmethod
     async def _count(self, io: Runtime, where: Filter | None) -> int: ...
 
+    @abstractmethod
+    async def _stats(self, io: Runtime) -> IndexStats: ...
+
     async def _made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
         """Return the model that the index is kept for, after naming it where there is none.
 
         With ``replace`` it is named in any case, and None forgets it. Returns None where there is
         nothing yet to name it in.
         """
-        if replace or self._model is None:
+        if replace or (self._model is None and await self._count(io, None)):
             self._model = model
         return self._model
 
     @abstractmethod
     async def _close(self, io: Runtime) -> None: ...
+
+    async def _checked_get(
+        self, io: Runtime, ids: Iterable[str], embeddings: bool
+    ) -> list[Record | None]:
+        asked = check_ids(ids)
+        found = await self._get(io, asked, embeddings)
+        first = dict(zip(reversed(asked), reversed(range(len(asked))), strict=True))
+        # Of an id that is given twice, each record is a copy of its own.
+        return [
+            record if first[id_] == row else deepcopy(record)
+            for row, (id_, record) in enumerate(zip(asked, found, strict=True))
+        ]
 
     async def _checked_add(self, io: Runtime, records: RecordBatch) -> list[str]:
         ids = list(records.ids)
@@ -79,28 +103,38 @@ class IndexOperations(Searching):
             check_multi(records.embeddings, "record", ids)
         check_columns(records)
         # One pass, and the caller keeps the right to change what was passed in.
+        ids = plain_texts(ids)
         copy = replace(
             records,
             ids=ids,
-            texts=list(records.texts),
+            texts=plain_texts(records.texts),
             metadatas=[copy_metadata(m) for m in records.metadatas or [{}] * len(ids)],
             document_ids=list(records.document_ids or [None] * len(ids)),
         )
+        if self._unnamed is not None:  # others may have made the index since it was asked for
+            await self._check_model(io, self._unnamed, False)
         try:
             await self._add(io, copy, vectors)
             if self._unnamed is not None:
-                await self._check_model(io, self._unnamed, False)
+                together = "Both were first at the same time, so this batch is stored: delete it."
+                await self._check_model(io, self._unnamed, False, together)
         finally:  # after a failure too: a server may have stored what it could not confirm
             await self._tell(io, [*ids, *(copy.document_ids or [])])
         return ids
 
-    async def _check_model(self, io: Runtime, model: str, replace: bool) -> None:
+    async def _check_model(
+        self, io: Runtime, model: str, replace: bool, outcome: str = "Nothing was stored."
+    ) -> None:
+        if not isinstance(model, str) or not model:
+            raise InvalidInput(
+                f"{model!r} is not the name of a model.", fix="Pass a string that is not empty."
+            )
         known = await self._made_by(io, model, replace)
         self._unnamed = model if known is None else None
         if known not in (None, model):
             raise InvalidInput(
                 f"The vectors of this index were made by the model {known!r}, not by {model!r}. "
-                "Nothing was stored.",
+                f"{outcome}",
                 fix="Use that model, or another index. If both names mean the same model, call "
                 f"check_model({model!r}, replace=True) once.",
             )

@@ -148,7 +148,7 @@ class Adopting(PgTable):
             raise InvalidInput(
                 f"A batch of {batch_size} rows was asked for.", fix="Give 1 or more."
             )
-        source = await self._postgres.run(io, self._open_source, asked)
+        source = await self._run(io, self._open_source, asked)
         taking = _Taking(source)
         with tallied(progress, source.rows, "adopted") as tally:
             while True:

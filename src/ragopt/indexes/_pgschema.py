@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from enum import Enum
 from typing import Any
 
 from ragopt.errors import DimensionMismatch, InvalidInput, StorageError
+from ragopt.indexes._pgindexes import Indexes, IndexOptions, read_indexes
 from ragopt.indexes._pgterms import COUNTS, DEFINED, TermCounts
 from ragopt.indexes._pgvectors import (
     DENSE_TYPES,
@@ -14,10 +16,8 @@ from ragopt.indexes._pgvectors import (
     SPARSE_DIMENSION,
     VECTOR,
     DenseType,
-    operator_class,
 )
-from ragopt.indexes._postgres import quoted
-from ragopt.types import Metric
+from ragopt.indexes._postgres import gone, quoted
 
 _META = "ragopt_index"  # one row for each index of a schema
 _TERMS = "to_jsonb(meta) ->> 'terms'"  # a table from before there were terms lacks the column
@@ -42,13 +42,9 @@ class Schema:
     Args:
         schema: The schema of both tables; it must exist.
         name: Name of the table.
-        metric: How vectors are compared.
-        index: ``"hnsw"`` or ``"none"``, for the dense vectors.
-        sparse_index: The same for the sparse vectors.
+        options: The indexes on its vectors, and how these are compared.
         precision: ``"float32"`` or ``"float16"``; None for what the table has, or for what the
             index takes.
-        m: Links of a node of the HNSW graph.
-        ef_construction: Candidates while the graph is built.
         text_search: Whether a new table keeps the terms of the texts.
     """
 
@@ -56,28 +52,23 @@ class Schema:
         self,
         schema: str,
         name: str,
+        options: IndexOptions,
         *,
-        metric: Metric,
-        index: str,
-        sparse_index: str,
         precision: str | None,
-        m: int,
-        ef_construction: int,
         text_search: bool,
     ) -> None:
         self.name = name
         self.table = f"{quoted(schema)}.{quoted(name)}"
         self.meta = f"{quoted(schema)}.{quoted(_META)}"
+        self.options = options
+        self.kind = options.of_new_table()  # as far as is known, as is the next
+        self.sparse_kind: str = options.sparse_index
         self._schema = schema
-        self._metric = metric
-        self._index = index
-        self._sparse_index = sparse_index
         self._precision = precision
         self.dense = DENSE_TYPES[precision or "float32"]
         self.terms = Terms.KEPT if text_search else Terms.NONE  # as far as is known
         self.counts = TermCounts(schema, name)
         self.text_search = text_search
-        self._graph = f"WITH (m = {m:d}, ef_construction = {ef_construction:d})"
 
     async def open(self, connection: Any, dimension: int | None) -> int | None:
         """Take part in the index that the table holds, or make it; return its dimension.
@@ -97,7 +88,7 @@ class Schema:
         return found
 
     async def _fit(self, connection: Any) -> None:
-        """Take the type of the dense vectors from the table; give an older one what it lacks."""
+        """Take types and indexes from the table; give an older one what it lacks."""
         types = await self._column_types(connection)
         for column in (_SPARSE, _MULTI):
             if column.split()[0] not in types:
@@ -111,6 +102,22 @@ class Schema:
                 f"precision={self._precision!r} was given.",
                 fix="Leave precision out, or name another table.",
             )
+        await self.read_indexes(connection)
+        wanted = self.options.kind
+        coming = (wanted, self.kind) == ("ivfflat", "none")  # when there is enough to learn from
+        if wanted not in (None, "none", self.kind) and not coming:
+            has = "no index" if self.kind == "none" else f"the index {self.kind!r}"
+            warnings.warn(
+                f"The dense vectors of the table {self.name!r} have {has}, though {wanted!r} was "
+                "asked for. Searches use what there is; reindex() changes it.",
+                stacklevel=2,
+            )
+
+    async def read_indexes(self, connection: Any) -> Indexes:
+        """Find out how the vectors can be searched, whatever was asked for."""
+        found = await read_indexes(connection, self.table, self.options.metric)
+        self.kind, self.sparse_kind = found.kind, found.sparse_kind
+        return found
 
     async def _column_types(self, connection: Any) -> dict[str, str]:
         rows = await connection.fetch(
@@ -121,10 +128,7 @@ class Schema:
             self._schema, self.name,
         )  # fmt: skip
         if not rows:
-            raise StorageError(
-                f"The table {self.name!r} is gone, though it is known as an index.",
-                fix="Call drop(), which forgets it, and add the records again.",
-            )
+            raise self._gone()
         return {row["attname"]: row["typname"] for row in rows}
 
     async def create(self, connection: Any, dimension: int | None) -> None:
@@ -138,27 +142,27 @@ class Schema:
         else:
             self._agree(known, dimension)
             if known["dimension"] is not None:  # another process was first
+                await self._fit(connection)
                 return
         if dimension is None:
             return
-        kind = self.dense.name
         await connection.execute(
             f"CREATE TABLE {self.table} (id text PRIMARY KEY, text text NOT NULL, metadata jsonb "
-            f"NOT NULL, document_id text, embedding {kind}({dimension:d}) NOT NULL, {_SPARSE}, "
-            f"{_MULTI}, seq bigint GENERATED BY DEFAULT AS IDENTITY)"
+            f"NOT NULL, document_id text, embedding {self.dense.name}({dimension:d}) NOT NULL, "
+            f"{_SPARSE}, {_MULTI}, seq bigint GENERATED BY DEFAULT AS IDENTITY)"
         )
         await connection.execute(f"CREATE INDEX ON {self.table} (document_id)")
         if self.text_search:
             await self.add_terms(connection)
             await self.index_terms(connection)
-        for column, index, operators in (
-            ("embedding", self._index, operator_class(kind, self._metric)),
-            ("sparse", self._sparse_index, operator_class("sparsevec", Metric.IP)),
-        ):
-            if index == "hnsw":
-                await connection.execute(
-                    f"CREATE INDEX ON {self.table} USING hnsw ({column} {operators}) {self._graph}"
-                )
+        options = self.options
+        made = options.of_new_table()
+        self.kind, self.sparse_kind = made, options.sparse_index
+        if made != "none":
+            definition = options.dense(made, self.dense, dimension, 0)
+            await connection.execute(f"CREATE INDEX ON {self.table} {definition}")
+        if options.sparse_index == "hnsw":
+            await connection.execute(f"CREATE INDEX ON {self.table} {options.sparse()}")
         await connection.execute(
             f"UPDATE {self.meta} SET dimension = $2 WHERE name = $1", self.name, dimension
         )
@@ -218,16 +222,16 @@ class Schema:
     def _type_for(self, dimension: int) -> DenseType:
         """Return the type of the vectors of a new table."""
         wanted = [DENSE_TYPES[self._precision]] if self._precision else [VECTOR, HALFVEC]
-        limits = [kind.indexed if self._index == "hnsw" else kind.stored for kind in wanted]
+        limits = [self.options.most(kind) for kind in wanted]
         for kind, most in zip(wanted, limits, strict=True):
             if dimension <= most:
                 return kind
         raise InvalidInput(
-            f"A table with index={self._index!r} takes vectors of at most {max(limits):,} "
-            f"dimensions{f' in {self._precision}' if self._precision else ''}, not {dimension:,}. "
-            "Nothing was stored.",
-            fix=f'Use index="none", which takes {VECTOR.stored:,}, or a model with shorter '
-            "vectors.",
+            f"A table with the index {self.options.kind or 'hnsw'!r} takes vectors of at most "
+            f"{max(limits):,} dimensions{f' in {self._precision}' if self._precision else ''}, not "
+            f"{dimension:,}. Nothing was stored.",
+            fix=f'Use quantization="bit" or index="none", which take {VECTOR.stored:,}, or a model '
+            "with shorter vectors.",
         )
 
     async def _register(self, connection: Any) -> None:
@@ -240,18 +244,31 @@ class Schema:
             f"CREATE TABLE IF NOT EXISTS {self.meta} (name text PRIMARY KEY, version text "
             "NOT NULL, dimension integer, metric text NOT NULL, terms text, model text)"
         )
+        await self._forget(connection)
         await connection.execute(
             f"INSERT INTO {self.meta} (name, version, metric) VALUES ($1, $2, $3)",
-            self.name, secrets.token_hex(8), str(self._metric),
+            self.name, secrets.token_hex(8), str(self.options.metric),
         )  # fmt: skip
 
     async def _read_meta(self, connection: Any) -> Any:
+        """Return the row of the index; None if there is none, or none of a table that is there."""
         if not await self._exists(connection, _META):
             return None
-        return await connection.fetchrow(
+        row = await connection.fetchrow(
             f"SELECT dimension, metric, {_TERMS} AS terms FROM {self.meta} AS meta WHERE name = $1",
             self.name,
         )
+        made = row is not None and row["dimension"] is not None
+        return None if made and not await self._exists(connection, self.name) else row
+
+    async def _forget(self, connection: Any) -> bool:
+        """Remove the row, and what is counted of terms; False if there is no row."""
+        found = await connection.fetchval(
+            f"DELETE FROM {self.meta} WHERE name = $1 RETURNING TRUE", self.name
+        )
+        if found and await self._exists(connection, COUNTS):
+            await self.counts.clear(connection)
+        return bool(found)
 
     async def _exists(self, connection: Any, table: str) -> bool:
         # to_regclass() would do, but inside a transaction it may answer from a stale cache.
@@ -263,10 +280,10 @@ class Schema:
         )  # fmt: skip
 
     def _agree(self, known: Any, dimension: int | None) -> None:
-        if known["metric"] != self._metric:
+        if known["metric"] != self.options.metric:
             raise InvalidInput(
                 f"The table {self.name!r} was made for the metric {known['metric']!r}, not for "
-                f"{str(self._metric)!r}.",
+                f"{str(self.options.metric)!r}.",
                 fix="Open it with its own metric, or name another table.",
             )
         if dimension is not None and known["dimension"] not in (None, dimension):
@@ -278,40 +295,56 @@ class Schema:
 
     async def drop(self, connection: Any) -> None:
         """Remove the table and its row, inside a transaction."""
-        if await self._read_meta(connection) is not None:
-            await self.lock(connection)
-            if await self._exists(connection, COUNTS):
-                await self.counts.clear(connection)
+        if await self._exists(connection, _META) and await self._forget(connection):
             await connection.execute(f"DROP TABLE IF EXISTS {self.table}")
-            await connection.execute(f"DELETE FROM {self.meta} WHERE name = $1", self.name)
 
     async def version(self, connection: Any) -> str:
         """Return the token that every change replaces."""
-        return str(
-            await connection.fetchval(f"SELECT version FROM {self.meta} WHERE name = $1", self.name)
+        found = await connection.fetchval(
+            f"SELECT version FROM {self.meta} WHERE name = $1", self.name
         )
+        if found is None:
+            raise self._gone()
+        return str(found)
+
+    async def size(self, connection: Any) -> int:
+        """Return the bytes on disk of the table, its indexes and what is counted of its terms."""
+        found = await connection.fetchval(
+            "SELECT pg_total_relation_size($1::text::regclass) "
+            "+ pg_total_relation_size(pg_get_serial_sequence($1, 'seq')::regclass)",
+            self.table,
+        )
+        return int(found) + (0 if self.terms is Terms.NONE else await self.counts.size(connection))
 
     async def lock(self, connection: Any) -> Terms:
         """Make every other writer of this index wait until the end of the transaction.
 
         Returns:
             What writers have to do about the terms of texts.
+
+        Raises:
+            Stale: There is no such index any more.
         """
         return self._told(
-            await connection.fetchval(
+            await connection.fetchrow(
                 f"SELECT {_TERMS} FROM {self.meta} AS meta WHERE name = $1 FOR UPDATE", self.name
             )
         )
 
     async def change(self, connection: Any) -> Terms:
-        """Replace the version, after ``lock`` or in its place."""
+        """Replace the version, after ``lock`` or in its place; raises as that does."""
         return self._told(
-            await connection.fetchval(
+            await connection.fetchrow(
                 f"UPDATE {self.meta} AS meta SET version = $2 WHERE name = $1 RETURNING {_TERMS}",
                 self.name, secrets.token_hex(8),
             )
         )  # fmt: skip
 
-    def _told(self, terms: str | None) -> Terms:
-        self.terms = Terms(terms)
+    def _told(self, row: Any) -> Terms:
+        if row is None:
+            raise self._gone()
+        self.terms = Terms(row[0])
         return self.terms
+
+    def _gone(self) -> StorageError:
+        return gone(f"the table {self.name!r}")

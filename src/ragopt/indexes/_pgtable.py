@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ragopt._runtime import Runtime
 from ragopt.codecs import decode_multi
+from ragopt.errors import DimensionMismatch
 from ragopt.filters import Filter, Ids, Predicate, compile_filter
 from ragopt.indexes._late import half_precision
+from ragopt.indexes._pgbuild import IndexBuilder
 from ragopt.indexes._pgjson import Condition, dump_metadata, load_metadata, storable
 from ragopt.indexes._pgschema import Schema, Terms
 from ragopt.indexes._pgterms import TERM_COLUMNS, packed_terms
@@ -20,12 +22,16 @@ from ragopt.indexes._pgvectors import (
     unpack_dense,
     unpack_sparse,
 )
-from ragopt.indexes._postgres import Postgres
+from ragopt.indexes._postgres import Postgres, Stale
 from ragopt.indexes.base import BaseVectorIndex
-from ragopt.types import Dense, Embedding, Metric, Record, RecordBatch
+from ragopt.types import Dense, Embedding, IndexStats, Record, RecordBatch
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _PLAIN = ("id", "text", "metadata", "document_id")
 _COLUMNS = (*_PLAIN, "embedding", "sparse", "multi")
+_MOST = 2**63 - 1  # records that PostgreSQL can count to
 
 
 class PgTable(BaseVectorIndex):
@@ -35,8 +41,6 @@ class PgTable(BaseVectorIndex):
         postgres: Connections to the database.
         schema: The table.
         dimension: Length of the vectors; None to take it from the table or the first record.
-        metric: How vectors are compared.
-        sparse_index: ``"hnsw"`` or ``"none"``, of the sparse vectors.
     """
 
     _keeps_multi = True
@@ -46,35 +50,35 @@ class PgTable(BaseVectorIndex):
         postgres: Postgres,
         schema: Schema,
         dimension: int | None,
-        *,
-        metric: Metric,
-        sparse_index: str,
     ) -> None:
-        super().__init__(dimension, metric=metric)
+        super().__init__(dimension, metric=schema.options.metric)
         self._postgres = postgres
         self._schema = schema
         self._table = schema.table
-        self._sparse_index = sparse_index
+        self._builder = IndexBuilder(postgres, schema)
+        self._given = dimension
         self._ready = False  # the table is there, and it is known to fit
 
     async def _drop(self) -> None:
         async with self._postgres.connection() as connection, connection.transaction():
             await self._schema.drop(connection)
-        self._ready = False
+        self._dimension, self._ready = self._given, False
 
     async def _version(self, io: Runtime) -> str:
-        return await self._postgres.run(io, self._read_version)
+        return await self._run(io, self._read_version)
 
     async def _add(self, io: Runtime, records: RecordBatch, vectors: Dense) -> None:
-        most = SPARSE_ENTRIES[self._sparse_index]
         while True:
+            most = self._most
             terms = self._schema.terms is not Terms.NONE
             rows = await io.cpu(_rows, records, most, terms)
             try:
-                await self._postgres.run(io, self._store, rows, vectors, terms)
-                return
+                await self._run(io, self._store, rows, vectors, most, terms)
+                break
             except _Outdated:
                 continue
+        if self._schema.options.index == "ivfflat":
+            await self._postgres.run(io, self._build_when_due)
 
     async def _get(self, io: Runtime, ids: Sequence[str], embeddings: bool) -> list[Record | None]:
         found = await self._find(io, Ids(ids), None, embeddings)
@@ -84,19 +88,58 @@ class PgTable(BaseVectorIndex):
     async def _find(
         self, io: Runtime, where: Filter | None, limit: int | None, embeddings: bool
     ) -> list[Record]:
-        return await self._postgres.run(io, self._select, where, limit, embeddings)
+        return await self._run(io, self._select, where, limit, embeddings)
 
     async def _delete(self, io: Runtime, where: Filter | None) -> int:
-        return await self._postgres.run(io, self._remove, where)
+        return await self._run(io, self._remove, where)
 
     async def _count(self, io: Runtime, where: Filter | None) -> int:
-        return await self._postgres.run(io, self._count_rows, where)
+        return await self._run(io, self._count_rows, where)
+
+    async def _stats(self, io: Runtime) -> IndexStats:
+        return await self._run(io, self._read_stats)
 
     async def _made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
-        return await self._postgres.run(io, self._name_model, model, replace)
+        return await self._run(io, self._name_model, model, replace)
 
     async def _close(self, io: Runtime) -> None:
         await self._postgres.close(io)
+
+    @property
+    def _most(self) -> int:
+        """Entries of a sparse vector that the table takes, as far as is known."""
+        return SPARSE_ENTRIES[self._schema.sparse_kind]
+
+    async def _run(
+        self,
+        io: Runtime,
+        operation: Callable[P, Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an operation, once more if the table turns out to be another one than was known."""
+
+        async def noticing() -> T:
+            known = self._ready
+            try:
+                return await operation(*args, **kwargs)
+            except (Stale, DimensionMismatch):
+                if not known:
+                    raise
+            await self._renew()
+            return await operation(*args, **kwargs)
+
+        return await self._postgres.run(io, noticing)
+
+    def _check_dimension(self, dimension: int, what: str) -> None:
+        """Compare with what was given; ``_check_known`` does with the table, which may change."""
+        if not dimension or self._given:
+            super()._check_dimension(dimension, what)
+
+    def _check_known(self, dimension: int, what: str) -> None:
+        """Compare with the table, as far as is known."""
+        super()._check_dimension(dimension, what)
 
     # -- what runs on an event loop ----------------------------------------------------------
 
@@ -105,9 +148,16 @@ class PgTable(BaseVectorIndex):
         return self._postgres.connection(None if self._ready else self._open)
 
     async def _open(self, connection: Any) -> None:
-        known = await self._schema.open(connection, self._dimension)
+        known = await self._schema.open(connection, self._given)
         if known is not None:
             self._dimension, self._ready = known, True
+
+    async def _renew(self) -> None:
+        """Find out what the table is by now."""
+        async with self._postgres.connection() as connection:
+            known = await self._schema.open(connection, self._given)
+            # Both at once: others go on meanwhile, and what is not ready has no records for them.
+            self._dimension, self._ready = known or self._given, known is not None
 
     async def _read_version(self) -> str:
         async with self._connection() as connection:
@@ -122,14 +172,14 @@ class PgTable(BaseVectorIndex):
                 return known
             return await self._schema.set_model(connection, model, replace)
 
-    async def _store(self, rows: list[list[Any]], vectors: Dense, terms: bool) -> None:
+    async def _store(self, rows: list[list[Any]], vectors: Dense, most: int, terms: bool) -> None:
         names, dimension = (*_COLUMNS, *(TERM_COLUMNS if terms else ())), vectors.shape[1]
         columns = ", ".join(names)
         # A record that is replaced moves to the end of the order, as one that is new.
         replaced = ", ".join(f"{name} = EXCLUDED.{name}" for name in (*names[1:], "seq"))
         patience = self._postgres.patience(len(rows))
         async with self._connection() as connection:
-            self._check_dimension(dimension, "record")  # known only since the table was opened
+            self._check_known(dimension, "record")
             async with connection.transaction():
                 if not self._ready:
                     await self._schema.create(connection, dimension)
@@ -146,7 +196,7 @@ class PgTable(BaseVectorIndex):
                     timeout=patience,
                 )
                 known = await self._schema.change(connection)
-                if terms is not (known is not Terms.NONE):
+                if terms is not (known is not Terms.NONE) or most > self._most:
                     raise _Outdated
                 if known is Terms.KEPT:
                     gone = f"{self._table} WHERE id IN (SELECT id FROM ragopt_batch)"
@@ -168,7 +218,7 @@ class PgTable(BaseVectorIndex):
         async with self._connection() as connection:
             if not self._ready:
                 return []
-            page = f"LIMIT {limit:d}" if limit is not None and condition.exact else ""
+            page = f"LIMIT {min(limit, _MOST):d}" if limit is not None and condition.exact else ""
             rows = await connection.fetch(
                 f"SELECT {fields(embeddings)} FROM {self._table} "
                 f"WHERE {condition.sql} ORDER BY seq {page}",
@@ -189,6 +239,40 @@ class PgTable(BaseVectorIndex):
             )
         return int(number)
 
+    async def _read_stats(self) -> IndexStats:
+        records, size, model = 0, 0, None
+        async with self._connection() as connection:
+            if self._ready:
+                await self._schema.read_indexes(connection)
+                records = await connection.fetchval(f"SELECT count(*) FROM {self._table}")
+                size = await self._schema.size(connection)
+                model = await self._schema.model(connection)
+        wanted = self._schema.options.kind
+        kind = "none" if wanted == "none" else self._schema.kind
+        return IndexStats(
+            records=records,
+            dimension=self._dimension,
+            metric=self._metric,
+            kind=kind,
+            model=model,
+            bytes=size,
+            indexed=float(kind != "none" or wanted in (None, "none")),
+        )
+
+    async def _reindex(self) -> None:
+        async with self._connection():
+            dimension = self._dimension if self._ready else None
+        if dimension is not None:
+            await self._builder.reindex(dimension)
+
+    async def _build_when_due(self) -> None:
+        """Learn the lists of an IVFFlat index, once there are records to learn them from."""
+        async with self._connection() as connection:
+            due = await self._builder.due(connection)
+            dimension = self._dimension
+        if due is not None and dimension is not None:
+            await self._builder.learn(dimension, concurrently=due)
+
     async def _remove(self, where: Filter | None) -> int:
         condition = Condition(where)
         async with self._connection() as connection:
@@ -203,6 +287,7 @@ class PgTable(BaseVectorIndex):
                     # Rows that are deleted stay in the HNSW graph until the next vacuum.
                     removed = await connection.fetchval(f"SELECT count(*) FROM {self._table}")
                     await connection.execute(f"TRUNCATE {self._table}")
+                    await self._builder.forget_lists(connection)
                     if known is Terms.KEPT:
                         await self._schema.counts.clear(connection)
                 else:
@@ -246,7 +331,7 @@ class PgTable(BaseVectorIndex):
         if "embedding" in row:
             sparse, multi = row["sparse"], row["multi"]
             values["embedding"] = Embedding(
-                unpack_dense(row["embedding"], self._schema.dense),
+                unpack_dense(row["embedding"]),
                 None if sparse is None else unpack_sparse(sparse),
                 None if multi is None else decode_multi(multi),
             )
@@ -279,5 +364,5 @@ def _rows(records: RecordBatch, most: int, terms: bool) -> list[list[Any]]:
         [None] * len(records) if sparse is None else pack_sparse(sparse, most),
         [None] * len(records) if multi is None else map(half_precision, multi),
     )
-    each = packed_terms(records.texts) if terms else [(None, None)] * len(records)
+    each = packed_terms(records.ids, records.texts) if terms else [(None, None)] * len(records)
     return [[*row, *of_text] for *row, of_text in zip(*columns, each, strict=True)]

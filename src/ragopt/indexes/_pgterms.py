@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from ragopt.indexes._pgvectors import SPARSE_DIMENSION, SPARSE_ENTRIES, pack_sparse, unpack_sparse
+from ragopt.errors import PruningWarning
+from ragopt.indexes._pgvectors import SPARSE_DIMENSION, SPARSE_ENTRIES, pack_pruned, unpack_sparse
 from ragopt.indexes._postgres import quoted
 from ragopt.text import term_vector
 
 TERM_COLUMNS = ("terms", "term_ids")
 DEFINED = (f"terms sparsevec({SPARSE_DIMENSION})", "term_ids integer[]")
 COUNTS = "ragopt_terms"  # one row for each term of each index of a schema
+_MOST = SPARSE_ENTRIES["none"]
+_NAMED = 5  # records that a warning names
 _ALL = -1  # in the place of a term: all records
 
 
-def packed_terms(texts: Sequence[str]) -> list[tuple[bytes, list[int]]]:
-    """Return what is stored of each text: the weights of its terms, and the terms."""
-    rows = pack_sparse([term_vector(text) for text in texts], SPARSE_ENTRIES["none"])
+def packed_terms(ids: Sequence[str], texts: Sequence[str]) -> list[tuple[bytes, list[int]]]:
+    """Return what is stored of each record's text: the weights of its terms, and the terms."""
+    rows, lost = pack_pruned([term_vector(text) for text in texts], _MOST)
+    named = [repr(id_) for id_, share in zip(ids, lost, strict=True) if share]
+    if named:
+        more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
+        warnings.warn(
+            f"The text of the record {', '.join(named[:_NAMED])}{more} has more than {_MOST:,} "
+            "different words. A search by text does not find it by those that stand least often "
+            f"in it, which make up to {max(lost):.1%} of its weight. Part the text to have all.",
+            PruningWarning,
+            stacklevel=2,
+        )
     return [(row, unpack_sparse(row).indices.tolist()) for row in rows]
 
 
@@ -57,6 +71,15 @@ class TermCounts:
             )
         )  # fmt: skip
         return found.get(_ALL, 0), [found.get(term, 0) for term in terms]
+
+    async def size(self, connection: Any) -> int:
+        """Return the bytes of what is counted, without the index on it."""
+        found = await connection.fetchval(
+            f"SELECT COALESCE(sum(pg_column_size(counts.*)), 0) FROM {self._table} AS counts "
+            "WHERE name = $1",
+            self._name,
+        )
+        return int(found)
 
     def change(self, more: str | None = None, less: str | None = None) -> str:
         """Return a statement that counts rows that come and go.

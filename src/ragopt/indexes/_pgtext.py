@@ -46,13 +46,13 @@ class PgText(PgSearch):
         await self._enable(ASYNC, progress)
 
     async def _enable(self, io: Runtime, progress: Progress | bool) -> None:
-        unread = await self._postgres.run(io, self._begin_reading)
+        unread = await self._run(io, self._begin_reading)
         if unread is None:
             return
         after = ""
         with tallied(progress, unread, "reading texts") as tally:
             while rows := await self._postgres.run(io, self._read_texts, after):
-                terms = await io.cpu(packed_terms, [text for _, text in rows])
+                terms = await io.cpu(packed_terms, *zip(*rows, strict=True))
                 each = [(*row, *of_text) for row, of_text in zip(rows, terms, strict=True)]
                 await self._postgres.run(io, self._fill, each)
                 after = rows[-1][0]
@@ -69,11 +69,11 @@ class PgText(PgSearch):
         min_score: float | None,
         embeddings: bool,
     ) -> list[list[Hit]]:
-        found = await self._postgres.run(io, self._best, queries, k, where, embeddings)
+        found = await self._run(io, self._best, queries, k, where, embeddings)
         return self._sparse_hits(found, queries, where, min_score)
 
     async def _frequencies(self, io: Runtime, terms: Sequence[int]) -> tuple[int, list[int]]:
-        return await self._postgres.run(io, self._read_counts, terms)
+        return await self._run(io, self._read_counts, terms)
 
     # -- what runs on an event loop ----------------------------------------------------------
 
@@ -82,7 +82,7 @@ class PgText(PgSearch):
             if not self._ready:
                 return 0, [0] * len(terms)
             if self._schema.terms is not Terms.KEPT:
-                await self._schema.open(connection, self._dimension)  # it may be there by now
+                await self._schema.open(connection, self._given)  # it may be there by now
             if self._schema.terms is not Terms.KEPT:
                 raise InvalidInput(
                     f"The table {self._schema.name!r} does not keep the terms of its texts.",

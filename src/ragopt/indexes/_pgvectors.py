@@ -65,8 +65,9 @@ def pack_dense(vectors: Dense, kind: DenseType) -> list[bytes]:
     return [head + row.tobytes() for row in rows]
 
 
-def unpack_dense(data: bytes, kind: DenseType) -> Dense:
-    """Read what ``pack_dense`` wrote, or the server."""
+def unpack_dense(data: bytes) -> Dense:
+    """Read what ``pack_dense`` wrote, or the server; the length tells the type."""
+    kind = VECTOR if len(data) == 4 + 4 * int.from_bytes(data[:2]) else HALFVEC
     return np.frombuffer(data, kind.format, offset=4).astype(np.float32)
 
 
@@ -79,7 +80,21 @@ def pack_sparse(vectors: Sequence[SparseVector], most: int) -> list[bytes]:
     Raises:
         InvalidInput: An index is beyond ``SPARSE_DIMENSION``.
     """
-    packed, pruned, worst = [], 0, 0.0
+    packed, lost = pack_pruned(vectors, most)
+    pruned = np.count_nonzero(lost)
+    if pruned:
+        warnings.warn(
+            f"{pruned:,} of {len(vectors):,} sparse vectors have more than {most:,} entries. The "
+            f"lowest weights were left out, at most {max(lost):.1%} of the weight of a vector.",
+            PruningWarning,
+            stacklevel=2,
+        )
+    return packed
+
+
+def pack_pruned(vectors: Sequence[SparseVector], most: int) -> tuple[list[bytes], list[float]]:
+    """Return what ``pack_sparse`` does, and the share of each vector's weight that was left out."""
+    packed, shares = [], []
     for vector in vectors:
         if len(vector) and vector.indices[-1] >= SPARSE_DIMENSION:
             raise InvalidInput(
@@ -88,21 +103,12 @@ def pack_sparse(vectors: Sequence[SparseVector], most: int) -> list[bytes]:
             )
         kept, rest = vector.prune(min(most, int(np.count_nonzero(vector.values))))
         lost = float(np.abs(rest.values).sum())
-        if lost:
-            pruned += 1
-            worst = max(worst, lost / (lost + float(np.abs(kept.values).sum())))
+        shares.append(lost / (lost + float(np.abs(kept.values).sum())) if lost else 0.0)
         head = struct.pack(">iii", SPARSE_DIMENSION, len(kept), 0)
         packed.append(
             head + kept.indices.astype(">i4").tobytes() + kept.values.astype(">f4").tobytes()
         )
-    if pruned:
-        warnings.warn(
-            f"{pruned:,} of {len(vectors):,} sparse vectors have more than {most:,} entries. The "
-            f"lowest weights were left out, at most {worst:.1%} of the weight of a vector.",
-            PruningWarning,
-            stacklevel=2,
-        )
-    return packed
+    return packed, shares
 
 
 def unpack_sparse(data: bytes) -> SparseVector:

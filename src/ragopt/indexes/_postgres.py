@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,6 +20,20 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _WRITTEN = 1_000  # records that command_timeout is meant for: HNSW takes some ms for each
 _STATEMENTS = 100  # that a direct connection keeps
 _OLDEST = (0, 8)  # the first pgvector with iterative scans
+
+# By SQLSTATE, or by the class that it begins with.
+_FIXES = {
+    "42501": "Grant it to the user of the DSN, or connect as another one.",
+    "53": "Make room on the server: disk space, memory or connections.",
+    "3D": "Create the database, or name another one in the DSN.",
+    "3F": "Create the schema, or name another one: schema=...",
+}
+_OTHERWISE = "The reason is in brackets; the log of the server may say more."
+_ANOTHER = "22000"  # what pgvector says of vectors of another dimension
+
+
+class Stale(StorageError):
+    """A statement failed as it does where a table is gone, or is another one than was known."""
 
 
 class Postgres:
@@ -58,6 +72,7 @@ class Postgres:
     ) -> None:
         self._asyncpg = require("asyncpg", "postgres")
         _check_dsn(dsn)
+        self._dsn = dsn
         self._purpose = purpose
         self._timeout = timeout
         self._command_timeout = command_timeout
@@ -104,9 +119,35 @@ class Postgres:
 
         Raises:
             BackendUnavailable: The server could not be reached, or did not answer in time.
+            Stale: The table seems to be gone, or another one by now.
             StorageError: The server refused a statement.
         """
         return _Lending(self, opened)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[tuple[Any, bool]]:
+        """Open a connection of its own for one long piece of work, and close it after that.
+
+        Yields:
+            The connection, which waits as long as it takes, and whether its settings and locks
+            are its own: behind a pooler they are only within a transaction.
+
+        Raises:
+            BackendUnavailable: The server could not be reached.
+            StorageError: The server refused a statement.
+        """
+        try:
+            connection = await self._asyncpg.connect(
+                self._dsn, timeout=self._timeout, statement_cache_size=0
+            )
+            try:
+                yield connection, not await _is_pooled(connection)
+                await connection.close()
+            finally:
+                connection.terminate()  # no more than that if it is closed
+        except Exception as error:
+            self.explain(error)
+            raise
 
     async def close(self, io: Runtime) -> None:
         """Close the pool of sync calls and, in the async colour, that of the running loop."""
@@ -151,15 +192,20 @@ class Postgres:
         async with ASYNC.limit(self._timeout):
             return await pool.acquire(), pool
 
-    def explain(self, error: BaseException) -> None:
-        """Raise what an error means, if it comes from the driver or the server."""
+    def explain(self, error: BaseException, *, undone: bool = False) -> None:
+        """Raise what an error means, if it comes from the driver or the server.
+
+        Args:
+            error: What was raised.
+            undone: Whether all that the server refused stood in a transaction.
+        """
         asyncpg = self._asyncpg
         if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
             raise _bad_dsn() from None
         if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
-            raise self._explain(error) from error
+            raise self._explain(error, undone) from error
 
-    def _explain(self, error: Exception) -> StorageError:
+    def _explain(self, error: Exception, undone: bool) -> StorageError:
         asyncpg, text = self._asyncpg, str(error) or type(error).__name__
         if isinstance(error, (asyncpg.QueryCanceledError, TimeoutError)):
             return BackendUnavailable(
@@ -184,13 +230,14 @@ class Postgres:
                 "and port of the DSN are right.",
             )
         if isinstance(error, asyncpg.UndefinedTableError):
-            return StorageError(
-                f"What belongs to {self._purpose} is gone ({text}).",
-                fix="Make a new index object, which makes the table anew, and add the records.",
-            )
-        return StorageError(
-            f"PostgreSQL refused a statement, for {self._purpose} ({text}).",
-            fix="Nothing was changed. Check the permissions of the user and the free space.",
+            return gone(self._purpose, f" ({text})")
+        state = getattr(error, "sqlstate", None) or ""
+        # A plan that was made for the columns of another table can be made anew, too.
+        stale = state == _ANOTHER or isinstance(error, asyncpg.InvalidCachedStatementError)
+        return (Stale if stale else StorageError)(
+            f"PostgreSQL refused a {'statement' if undone else 'request'}, for {self._purpose} "
+            f"({text}).{' Its transaction was undone.' if undone else ''}",
+            fix=_FIXES.get(state) or _FIXES.get(state[:2], _OTHERWISE),
         )
 
 
@@ -222,7 +269,7 @@ class _Lending:
             self._postgres.explain(failure)
             raise
         if error is not None:
-            self._postgres.explain(error)
+            self._postgres.explain(error, undone=self._connection is not None)
 
 
 async def _is_pooled(connection: Any) -> bool:
@@ -268,8 +315,23 @@ def _check_dsn(dsn: str) -> None:
         parts.port  # noqa: B018 - it is read from the text only now
     except ValueError:
         raise _bad_dsn() from None
-    if parts.scheme not in ("postgresql", "postgres"):
+    scheme, driver, _ = parts.scheme.partition("+")
+    if scheme not in ("postgresql", "postgres"):
         raise _bad_dsn()
+    if driver:
+        raise InvalidInput(
+            f"The DSN of a PostgreSQL index cannot name a driver, as {parts.scheme}:// does.",
+            fix=f"Leave out the part after {scheme}: it begins with {scheme}://.",
+        )
+
+
+def gone(what: str, why: str = "") -> Stale:
+    """Return the error for a table, or what is kept of it, that is not there any more."""
+    return Stale(
+        f"What belongs to {what} is gone{why}.",
+        fix="If it was removed on purpose, call drop(), which forgets the rest, and add the "
+        "records again.",
+    )
 
 
 def _bad_dsn() -> InvalidInput:

@@ -29,6 +29,11 @@ class Postings:
     def __init__(self) -> None:
         self._segments: list[_Segment] = []
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the entries."""
+        return sum(array.nbytes for segment in self._segments for array in segment)
+
     def append(self, first_row: int, vectors: Sequence[SparseVector | None]) -> None:
         """Add the vectors of rows that follow each other."""
         held = [(row, each) for row, each in enumerate(vectors, first_row) if each is not None]

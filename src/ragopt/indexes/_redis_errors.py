@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable
+from typing import TypeVar
 
-from ragopt.errors import InvalidInput, StorageError
+from ragopt.errors import BackendUnavailable, InvalidInput, StorageError
+
+T = TypeVar("T")
 
 _MISSING = re.compile(r"no such index|unknown index|index not found", re.IGNORECASE)
 
 
-def explained(error: StorageError, name: str, where: str) -> StorageError:
-    """Return the error for what a server with an index refused.
+async def explaining(replies: Awaitable[T], name: str, where: str) -> T:
+    """Wait for replies, and say what it means where a server refuses something about an index.
 
     Args:
-        error: What the driver's error was turned into.
+        replies: What to wait for.
         name: The index.
         where: The server.
     """
+    try:
+        return await replies
+    except BackendUnavailable:
+        raise
+    except StorageError as error:
+        raise _explained(error, name, where) from error.__cause__
+
+
+def _explained(error: StorageError, name: str, where: str) -> StorageError:
     cause = str(error.__cause__).lower()
     if "unknown command" in cause and "ft." in cause:
         return StorageError(
@@ -47,11 +60,10 @@ def is_duplicate(error: StorageError) -> bool:
     return "already exists" in cause or "Duplicate field" in cause
 
 
-def no_cluster(where: str) -> InvalidInput:
-    """Return the error for a cluster."""
-    return InvalidInput(
-        f"The Redis servers at {where} are a cluster, of which a search would see one server.",
-        fix="Give the URL of a single server or of a Sentinel.",
+def in_cluster(where: str) -> StorageError:
+    """Return the error for one server of a cluster, which has a part of an index at most."""
+    return StorageError(
+        f"The Redis server at {where} is one of a cluster.", fix="Add ?cluster=true to the URL."
     )
 
 

@@ -10,19 +10,19 @@ import numpy as np
 from ragopt._runtime import Runtime
 from ragopt.filters import Filter, compile_filter
 from ragopt.indexes._redis_postings import (
-    COUNT,
     EVERY,
-    FETCH,
     READ,
     Family,
     Places,
     ranked,
     scores,
+    scripts,
 )
 from ragopt.indexes._redis_reading import RedisReader, names_of
 from ragopt.indexes._redis_records import (
     SEQ,
     Keys,
+    Placed,
     Vectors,
     embedding_of,
     fields_of,
@@ -57,6 +57,8 @@ class Heaviest:
         self._keys = keys
         self._vectors = vectors
         self._reader = reader
+        self._block = schema.block
+        self._scripts = scripts(schema.block)
 
     async def search(
         self,
@@ -67,7 +69,7 @@ class Heaviest:
         where: Filter | None,
         min_score: float | None,
         embeddings: bool,
-    ) -> list[Hit]:
+    ) -> list[Placed]:
         """Return the best hits, equal ones in the order of adding."""
         for left in reversed(range(TRIES)):
             places, products, sure = await self._products(io, family, query, where)
@@ -79,13 +81,15 @@ class Heaviest:
             if not moved or not left:
                 break
         relevant = sparse_relevance(query)
-        for hit in hits:
+        for *_, hit in hits:
             hit.relevance = relevant(hit.score)
         return hits
 
     async def count(self, io: Runtime, terms: Sequence[int]) -> tuple[int, list[int]]:
         """Return the number of records, and how many of them hold each term."""
-        (numbers,) = await self._schema.ask(io, self._asked(COUNT, "t", [*terms, EVERY]))
+        (numbers,) = await self._schema.ask(
+            io, self._asked(self._scripts.tally, "t", [*terms, EVERY])
+        )
         *holding, records = map(int, numbers)
         return records, holding
 
@@ -97,7 +101,7 @@ class Heaviest:
         self, io: Runtime, family: Family, query: SparseVector, where: Filter | None
     ) -> tuple[Places, Dense, bool]:
         """Return the inner products above 0, and whether all of them pass the filter."""
-        fetch = self._asked(FETCH, family, query.indices.tolist())
+        fetch = self._asked(self._scripts.fetch, family, query.indices.tolist())
         among, sure = None, where is None
         if where is None:
             (found,) = await self._schema.ask(io, fetch)
@@ -117,9 +121,9 @@ class Heaviest:
                 among = np.array([int(float(place)) for _, place in matching[1:]], np.int64)
                 sure = condition.exact
         if sum(len(entries) for blocks in found for entries in blocks[1::2]) > 6 * _LARGE:
-            places, products = await io.cpu(scores, query, found)
+            places, products = await io.cpu(scores, query, found, self._block)
         else:
-            places, products = scores(query, found)
+            places, products = scores(query, found, self._block)
         if among is not None:
             of_those = np.isin(places, among)
             places, products = places[of_those], products[of_those]
@@ -134,10 +138,10 @@ class Heaviest:
         k: int | None,
         where: Filter | None,
         embeddings: bool,
-    ) -> tuple[list[Hit], bool]:
+    ) -> tuple[list[Placed], bool]:
         """Read records from the heaviest on; return also whether one was not there any more."""
         passes = None if where is None else compile_filter(where)
-        hits: list[Hit] = []
+        hits: list[Placed] = []
         moved = False
         for top, heights in ranked(places, products, page):
             pairs = list(zip(top.tolist(), heights.tolist(), strict=True))
@@ -157,7 +161,7 @@ class Heaviest:
                         hit = Hit(id_, score, 0.0, text, metadata, document_id)
                         if embeddings:
                             hit.embedding = embedding_of(fields, self._vectors)
-                        hits.append(hit)
+                        hits.append((-score, place, hit))
                         if len(hits) == k:
                             return hits, moved
         return hits, moved

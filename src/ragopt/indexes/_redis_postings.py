@@ -4,7 +4,8 @@ The hash holds, under names of bytes,
 
 * ``s<token>:<block>`` and ``t<term>:<block>``: the postings of a token, or of a term of a text:
   for each record that holds it two bytes that say which, and its weight as a float32. A block is
-  a stretch of 4,096 places in the order of adding, so a change rewrites some kilobytes.
+  a stretch of 4,096 places in the order of adding, so a change rewrites some kilobytes; of more
+  where others hold most of them, as the shards of an index do.
 * ``n<place>``: the end of the key of the record with that place.
 
 So an entry takes some ten bytes, where one in a sorted set takes fifty and more, and a search sends
@@ -18,8 +19,9 @@ Records keep what finds their postings again: ``sparse``, the tokens and then th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ Family: TypeAlias = Literal["s", "t"]
 Places: TypeAlias = NDArray[np.int64]
 
 BLOCK = 4_096
+LARGEST_BLOCK = 65_536  # places that two bytes can tell apart
 _ENTRY = np.dtype([("offset", "<u2"), ("weight", "<f4")])
 _MOST = 2**32 - 1
 EVERY = 1_000_000_000
@@ -46,14 +49,14 @@ end
 """
 
 # KEYS: the postings, records. Removes the records with all that was stored of them.
-FORGET = f"""
-local cut = {{}}
+_FORGET = """
+local cut = {}
 local function mark(family, packed, number, place)
-  local block = ':' .. math.floor(place / {BLOCK})
-  local offset = struct.pack('<I2', place % {BLOCK})
+  local block = ':' .. math.floor(place / <block>)
+  local offset = struct.pack('<I2', place % <block>)
   for at = 1, number do
     local name = family .. struct.unpack('<I4', packed, 4 * at - 3) .. block
-    cut[name] = cut[name] or {{}}
+    cut[name] = cut[name] or {}
     table.insert(cut[name], offset)
   end
 end
@@ -74,7 +77,7 @@ local function seek(entries, offset, from)
 end
 for name, offsets in pairs(cut) do
   local entries = redis.call('HGET', KEYS[1], name) or ''
-  local places, after = {{}}, 1
+  local places, after = {}, 1
   for _, offset in ipairs(offsets) do
     -- Records are mostly named in the order of adding, in which the entries are.
     local at = seek(entries, offset, after) or seek(entries, offset, 1)
@@ -84,7 +87,7 @@ for name, offsets in pairs(cut) do
     end
   end
   table.sort(places)
-  local kept, from = {{}}, 1
+  local kept, from = {}, 1
   for _, at in ipairs(places) do
     table.insert(kept, string.sub(entries, from, at - 1))
     from = at + 6
@@ -102,11 +105,11 @@ return redis.call('DEL', unpack(KEYS, 2))
 
 # KEYS: the postings, what is stored about the index. ARGV: tokens with their kind.
 # Returns for each token its blocks, each with its number before it.
-FETCH = f"""
-local last = math.floor((redis.call('HGET', KEYS[2], 'seq') or 0) / {BLOCK})
-local found = {{}}
+_FETCH = """
+local last = math.floor((redis.call('HGET', KEYS[2], 'seq') or 0) / <block>)
+local found = {}
 for i = 1, #ARGV do
-  found[i] = {{}}
+  found[i] = {}
   for block = 0, last do
     local entries = redis.call('HGET', KEYS[1], ARGV[i] .. ':' .. block)
     if entries then
@@ -119,9 +122,9 @@ return found
 """
 
 # The same keys and arguments. Returns how many records hold each token.
-COUNT = f"""
-local last = math.floor((redis.call('HGET', KEYS[2], 'seq') or 0) / {BLOCK})
-local found = {{}}
+_COUNT = """
+local last = math.floor((redis.call('HGET', KEYS[2], 'seq') or 0) / <block>)
+local found = {}
 for i = 1, #ARGV do
   found[i] = 0
   for block = 0, last do
@@ -146,6 +149,21 @@ for i = 3 + ARGV[2], #ARGV do
 end
 return found
 """
+
+
+class Scripts(NamedTuple):
+    """The scripts that have to know how many places a block is for."""
+
+    forget: str
+    fetch: str
+    tally: str
+
+
+@cache
+def scripts(block: int) -> Scripts:
+    """Return the scripts for blocks of a size."""
+    size = str(block)
+    return Scripts(*(each.replace("<block>", size) for each in (_FORGET, _FETCH, _COUNT)))
 
 
 def terms_of(text: str) -> SparseVector:
@@ -182,15 +200,22 @@ def unpack_sparse(packed: bytes) -> SparseVector:
     )
 
 
-def postings(family: Family, first: int, vectors: Sequence[SparseVector | None]) -> list[bytes]:
+def postings(
+    family: Family,
+    places_of: Sequence[int],
+    vectors: Sequence[SparseVector | None],
+    block: int = BLOCK,
+) -> list[bytes]:
     """Return the names of blocks, each followed by what records add to it.
 
     Args:
         family: What the vectors are of.
-        first: The place of the first record; the others follow.
+        places_of: The places of the records.
         vectors: One for each record that has one.
+        block: How many places a block is for.
     """
-    held = [(place, each) for place, each in enumerate(vectors, first) if each is not None]
+    pairs = zip(places_of, vectors, strict=True)
+    held = [(place, each) for place, each in pairs if each is not None]
     if not held:
         return []
     tokens = np.concatenate([each.indices for _, each in held])
@@ -199,8 +224,8 @@ def postings(family: Family, first: int, vectors: Sequence[SparseVector | None])
     order = np.lexsort((places, tokens))
     tokens, places = tokens[order], places[order]
     entries = np.empty(len(order), _ENTRY)
-    entries["offset"], entries["weight"] = places % BLOCK, weights[order]
-    blocks = places // BLOCK
+    entries["offset"], entries["weight"] = places % block, weights[order]
+    blocks = places // block
     new = (np.diff(tokens, prepend=-1) != 0) | (np.diff(blocks, prepend=-1) != 0)
     packed, step = entries.tobytes(), _ENTRY.itemsize
     words: list[bytes] = []
@@ -210,12 +235,15 @@ def postings(family: Family, first: int, vectors: Sequence[SparseVector | None])
     return words
 
 
-def scores(query: SparseVector, found: Sequence[Sequence[Any]]) -> tuple[Places, Dense]:
+def scores(
+    query: SparseVector, found: Sequence[Sequence[Any]], size: int = BLOCK
+) -> tuple[Places, Dense]:
     """Return the places of records whose inner product with a query is above 0, and the products.
 
     Args:
         query: The query; of ``WeightedTerms`` with groups, a record has to hold all terms of one.
-        found: What ``FETCH`` returned for its tokens.
+        found: What ``fetch`` returned for its tokens.
+        size: How many places a block is for.
     """
     blocks: dict[int, dict[int, tuple[NDArray[Any], np.float32]]] = {}
     for token, weight, parts in zip(query.indices.tolist(), query.values, found, strict=True):
@@ -223,27 +251,28 @@ def scores(query: SparseVector, found: Sequence[Sequence[Any]]) -> tuple[Places,
             blocks.setdefault(block, {})[token] = np.frombuffer(entries, _ENTRY), weight
     places, products = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for block, held in blocks.items():
-        total = np.zeros(BLOCK)
+        total = np.zeros(size)
         # A record holds a token once, so no place is named twice here.
         for entries, weight in held.values():
             total[entries["offset"]] += entries["weight"] * np.float64(weight)
         if isinstance(query, WeightedTerms) and query.groups:
-            total[~_whole(query.groups, {t: each["offset"] for t, (each, _) in held.items()})] = 0
+            offsets = {token: each["offset"] for token, (each, _) in held.items()}
+            total[~_whole(query.groups, offsets, size)] = 0
         single = total.astype(np.float32)
         above = np.flatnonzero(single > 0)
-        places.append(above + block * BLOCK)
+        places.append(above + block * size)
         products.append(single[above])
     return np.concatenate(places), np.concatenate(products)
 
 
 def _whole(
-    groups: Iterable[Sequence[int]], held: Mapping[int, NDArray[np.uint16]]
+    groups: Iterable[Sequence[int]], held: Mapping[int, NDArray[np.uint16]], size: int
 ) -> NDArray[np.bool_]:
     """Return which places of a block hold all terms of one group."""
-    found = np.zeros(BLOCK, dtype=bool)
+    found = np.zeros(size, dtype=bool)
     for group in groups:
         if all(term in held for term in group):
-            number = np.zeros(BLOCK, dtype=np.int64)
+            number = np.zeros(size, dtype=np.int64)
             for term in group:
                 number[held[term]] += 1
             found |= number == len(group)

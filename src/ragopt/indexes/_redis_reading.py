@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from ragopt._runtime import Runtime
-from ragopt.filters import Filter, Ids, compile_filter
+from ragopt.filters import Filter, compile_filter
 from ragopt.indexes._redis_filters import EVERYTHING, Condition
 from ragopt.indexes._redis_records import (
     DISTANCE,
@@ -71,9 +71,9 @@ class RedisReader:
             condition = Condition(where, self._schema.fields)  # others may have made them
         return condition
 
-    async def existing(self, io: Runtime, where: Ids) -> list[bytes]:
+    async def existing(self, io: Runtime, ids: Sequence[str]) -> list[bytes]:
         """Return the keys of those records that are there."""
-        keys = [self._keys.of(id_) for id_ in where.values if isinstance(id_, str)]
+        keys = [self._keys.of(id_) for id_ in ids]
         existing: list[bytes] = []
         for part in chunks(keys, _PAGE):
             there = await self._schema.ask(io, *(("EXISTS", key) for key in part))
@@ -111,8 +111,8 @@ class RedisReader:
 
     async def pages(
         self, io: Runtime, where: Filter | None, names: Sequence[str], limit: int | None = None
-    ) -> AsyncIterator[Record]:
-        """Yield the records that match, in order.
+    ) -> AsyncIterator[tuple[int, Record]]:
+        """Yield the records that match, in order, each after its place.
 
         Each query looks at a stretch of the order that holds about a page, so that the whole takes
         a time that grows with the records, and no cursor is open on the server.
@@ -134,7 +134,7 @@ class RedisReader:
             for key, fields in rows:
                 record = record_of(self._keys.id_of(key), fields, self._vectors)
                 if passes is None or passes(record.id, record.document_id, record.metadata):
-                    yield record
+                    yield int(float(fields[b"seq"])), record
             if total > len(rows) and rows:
                 # No stretch of a page's width holds more than a page.
                 width = max(page, width // 2 if width else (last - low) * page // total)

@@ -12,11 +12,12 @@ from ragopt.codecs import decode_multi, decode_value, encode_multi, encode_value
 from ragopt.errors import InvalidInput
 from ragopt.indexes._redis_filters import TAGS, tokens_of
 from ragopt.indexes._redis_postings import pack_sparse, unpack_sparse
-from ragopt.types import Dense, Embedding, Metric, Record, RecordBatch, SparseVector
+from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch, SparseVector
 
 T = TypeVar("T")
 
 Found: TypeAlias = tuple[bytes, dict[bytes, bytes]]  # the key of a record, and fields of it
+Placed: TypeAlias = tuple[float, int, Hit]  # minus the score, the place in the order, the hit
 VectorPrecision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 PRECISIONS = {"float32": "FLOAT32", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
@@ -26,21 +27,21 @@ SPARSE, TERMS, MULTI = "sparse", "terms", "multi"
 EMBEDDED = (VECTOR, "norm", SPARSE, MULTI)
 
 _TINY = 1e-300  # no length of float32 numbers is, but 0
-_LONGEST = 60_000  # bytes of a key: the query engine counts them in 16 bits
+_LONGEST = 60_000  # bytes of an id: the query engine counts those of a key in 16 bits
 
 
 class Row(NamedTuple):
     """A record that is ready to be stored, but for its place in the order.
 
     Args:
-        key: Its key.
+        end: What its key ends with; see ``Keys``.
         words: Its fields and their values in turn.
         numbers: Which of the fields are NUMERIC ones for metadata.
         text: Its text.
         sparse: Its sparse vector.
     """
 
-    key: bytes
+    end: bytes
     words: tuple[bytes | str, ...]
     numbers: frozenset[str]
     text: str
@@ -59,10 +60,15 @@ class Keys:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix.encode()
 
+    @staticmethod
+    def end(id_: str) -> bytes:
+        """Return what the key of a record ends with, wherever it is."""
+        raw = id_.encode("utf-8", "surrogatepass")
+        return raw.replace(b"\\", b"\\\\").replace(b"\0", b"\\0")
+
     def of(self, id_: str) -> bytes:
         """Return the key of a record."""
-        raw = id_.encode("utf-8", "surrogatepass")
-        return self.prefix + raw.replace(b"\\", b"\\\\").replace(b"\0", b"\\0")
+        return self.prefix + self.end(id_)
 
     def id_of(self, key: bytes) -> str:
         """Return the id of the record with a key."""
@@ -74,12 +80,11 @@ class Keys:
 
 
 def rows_of(
-    keys: Keys, records: RecordBatch, packed: Sequence[bytes], norms: Sequence[float] | None
+    records: RecordBatch, packed: Sequence[bytes], norms: Sequence[float] | None
 ) -> list[Row]:
     """Encode a batch.
 
     Args:
-        keys: The keys of the index.
         records: The batch.
         packed: The bytes of its dense vectors.
         norms: Their lengths, where they are stored.
@@ -91,11 +96,11 @@ def rows_of(
     columns = records.ids, records.texts, records.metadatas or (), records.document_ids or ()
     sparse, multi = records.embeddings.sparse, records.embeddings.multi
     for at, (id_, text, metadata, document_id) in enumerate(zip(*columns, strict=True)):
-        key = keys.of(id_)
-        if len(key) > _LONGEST:
+        end = Keys.end(id_)
+        if len(end) > _LONGEST:
             raise InvalidInput(
                 f"The id {id_[:40]!r}... has {len(id_)} characters. Nothing was stored.",
-                fix=f"Redis can search keys of up to {_LONGEST} bytes; use a digest of the id.",
+                fix=f"Redis can search ids of up to {_LONGEST} bytes; use a digest of the id.",
             )
         tokens, numbers = tokens_of(id_, document_id, metadata)
         words: list[bytes | str] = [
@@ -113,7 +118,7 @@ def rows_of(
             words += "document", document_id.encode("utf-8", "surrogatepass")
         for field, number in numbers.items():
             words += field, repr(number)
-        rows.append(Row(key, tuple(words), frozenset(numbers), text, vector))
+        rows.append(Row(end, tuple(words), frozenset(numbers), text, vector))
     return rows
 
 

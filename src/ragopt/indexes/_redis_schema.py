@@ -9,7 +9,7 @@ holds
 * ``version``, replaced with every change, and ``seq``, the number of the last record added;
 * ``filling``, while the engine reads the records again that an index lost.
 
-All keys of an index share a hash tag: on a cluster they would be on one server.
+All these keys share a hash tag: a cluster has them on one server. See ``_redis_cluster``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ragopt._redis.connections import Words
@@ -26,23 +26,60 @@ from ragopt._redis.servers import RedisServers
 from ragopt._runtime import Runtime
 from ragopt.errors import (
     BackendUnavailable,
-    CorruptData,
-    DimensionMismatch,
     InvalidInput,
     StorageError,
 )
-from ragopt.indexes._redis_errors import explained, is_duplicate, is_missing, no_cluster
+from ragopt.indexes._redis_errors import explaining, in_cluster, is_duplicate, is_missing
 from ragopt.indexes._redis_filters import TAGS
-from ragopt.indexes._redis_made import Kind, Made
-from ragopt.indexes._redis_records import PRECISIONS, SEQ, VECTOR, VectorPrecision
+from ragopt.indexes._redis_made import Made, Wanted, check_dimension
+from ragopt.indexes._redis_postings import BLOCK
+from ragopt.indexes._redis_records import PRECISIONS, SEQ, VECTOR
 from ragopt.types import Metric
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{0,128}")
 _FIELDS = 1_000  # the engine takes 1,024 in all
-_FILLING = b"filling"
+FILLING = b"filling"
 _PAUSE = 0.02  # seconds between two looks at an index that is being filled
 TRIES = 3  # times to begin again after another process removed the index
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What somebody asked an index to be.
+
+    Args:
+        name: Its name.
+        prefix: What all its keys begin with.
+        wanted: What it is made for.
+        m: Links of a node of the HNSW graph.
+        ef_construction: Candidates while the graph is built.
+        dimension: Length of the vectors, where it is known.
+        timeout: Seconds to wait for an index that another process fills.
+        text: Whether a new index is for searches by text.
+    """
+
+    name: str
+    prefix: str
+    wanted: Wanted
+    m: int
+    ef_construction: int
+    dimension: int | None
+    timeout: float
+    text: bool
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not _PREFIX.fullmatch(self.prefix):
+            raise InvalidInput(
+                f"{self.name!r} with the prefix {self.prefix!r} cannot be the name of a Redis "
+                "index.",
+                fix="Use up to 128 letters, digits, _ . and - for the name; : and / as well for "
+                "the prefix.",
+            )
+
+    def new(self, dimension: int) -> Made:
+        """Return what an index is for that is made now."""
+        return Made(dimension, *self.wanted, secrets.token_hex(8), self.text)
 
 
 class RedisSchema:
@@ -50,53 +87,24 @@ class RedisSchema:
 
     Args:
         servers: Where it is.
-        name: Name of the index.
-        prefix: What all its keys begin with.
-        metric: How vectors are compared.
-        kind: ``"hnsw"`` or ``"flat"``.
-        m: Links of a node of the HNSW graph.
-        ef_construction: Candidates while the graph is built.
-        precision: The numbers that are stored.
-        dimension: Length of the vectors, where it is known.
-        timeout: Seconds to wait for an index that another process fills.
-        text: Whether a new index is for searches by text.
+        plan: What it is to be.
+        tag: The hash tag of its keys; None for its name.
     """
 
-    def __init__(
-        self,
-        servers: RedisServers,
-        name: str,
-        prefix: str,
-        *,
-        metric: Metric,
-        kind: Kind,
-        m: int,
-        ef_construction: int,
-        precision: VectorPrecision,
-        dimension: int | None,
-        timeout: float,
-        text: bool,
-    ) -> None:
-        if not _NAME.fullmatch(name) or not _PREFIX.fullmatch(prefix):
-            raise InvalidInput(
-                f"{name!r} with the prefix {prefix!r} cannot be the name of a Redis index.",
-                fix="Use up to 128 letters, digits, _ . and - for the name; : and / as well for "
-                "the prefix.",
-            )
+    block = BLOCK
+    """How many places a block of postings is for."""
+
+    def __init__(self, servers: RedisServers, plan: Plan, tag: str | None = None) -> None:
         self._servers = servers
-        self.name = name
-        self.index = f"{prefix}{{{name}}}"  # braces, or ("a.", "b") and ("a", ".b") were one
+        self._plan = plan
+        self.name = plan.name
+        # Braces, or ("a.", "b") and ("a", ".b") were one.
+        self.index = f"{plan.prefix}{{{tag or plan.name}}}"
         self.records = f"{self.index}:r:"
         self.meta = f"{self.index}:meta".encode()
         self.postings = f"{self.index}:postings"
-        self._metric = metric
-        self._kind = kind
-        self._graph = ("M", m, "EF_CONSTRUCTION", ef_construction) if kind == "hnsw" else ()
-        self._precision = precision
-        self._timeout = timeout
-        self._text = text
-        self._given = dimension
-        self.dimension = dimension
+        self._graph = "M", plan.m, "EF_CONSTRUCTION", plan.ef_construction
+        self.dimension = plan.dimension
         self.made: Made | None = None  # as far as is known
         self.fields: frozenset[str] = frozenset()  # NUMERIC ones for metadata
         self._filling = False
@@ -104,16 +112,15 @@ class RedisSchema:
     @property
     def text(self) -> bool:
         """Whether the index is, or will be, for searches by text."""
-        return self._text if self.made is None else self.made.text
+        return self._plan.text if self.made is None else self.made.text
 
     async def ask(self, io: Runtime, *commands: Words) -> list[Any]:
         """Send commands in one round trip to the server that has the index."""
-        try:
-            return await self._servers.ask(io, [(self.meta, words) for words in commands])
-        except BackendUnavailable:
-            raise
-        except StorageError as error:
-            raise explained(error, self.name, self._servers.name) from error.__cause__
+        return await self._send(io, *commands)
+
+    async def _send(self, io: Runtime, *commands: Words) -> list[Any]:
+        replies = self._servers.ask(io, [(self.meta, words) for words in commands])
+        return await explaining(replies, self.name, self._servers.name)
 
     async def query(self, io: Runtime, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
         """Send queries about the index; None if there is none, which another process may see to."""
@@ -136,10 +143,12 @@ class RedisSchema:
 
         Raises:
             DimensionMismatch: It has another dimension.
-            InvalidInput: It was made for another metric, kind or precision, or is in a cluster.
-            StorageError: It was not made by ragopt, or there is no query engine.
+            InvalidInput: It was made for another metric, kind or precision.
+            StorageError: It was not made by ragopt, there is no query engine, or the server is
+                one of a cluster.
         """
-        return (self.made is not None and not again) or await self._open(io)
+        known = self.made is not None and not (again or self._filling)
+        return known or await self._open(io)
 
     async def prepare(
         self, io: Runtime, dimension: int, fields: Collection[str], again: bool = False
@@ -150,7 +159,7 @@ class RedisSchema:
                 if not await self.opened(io, again):
                     await self._create(io, dimension)
                 assert self.made is not None
-                self._check(self.made, dimension)
+                check_dimension(self.made, self.name, dimension)
                 await self._add_fields(io, fields)
             except StorageError as error:
                 if not is_missing(error) or not left:
@@ -166,11 +175,7 @@ class RedisSchema:
             # In this order: an index that is made meanwhile is never taken for a stranger's.
             is_there = await self._is_there(io)
             if await self.refresh(io):
-                if not is_there:  # somebody died before it was made, or dropped it by hand
-                    await self.ask(io, ("HSET", self.meta, _FILLING, 1))
-                    await self._define(io, scan=True)
-                if self._filling or not is_there:
-                    await self._filled(io)
+                await self._complete(io, is_there)
                 return True
             if not is_there:
                 self.made, self.fields = None, frozenset()
@@ -180,11 +185,22 @@ class RedisSchema:
             fix="Nothing was written to it. Give another name or prefix.",
         )
 
+    async def _complete(self, io: Runtime, is_there: bool) -> None:
+        """Make what the engine lacks, and wait until it has all of the records."""
+        if not is_there:  # somebody died before it was made, or dropped it by hand
+            self._filling = True
+            await self.ask(io, ("HSET", self.meta, FILLING, 1))
+            await self._define(io, scan=True)
+        if self._filling:
+            await self._filled(io)
+
     async def refresh(self, io: Runtime) -> bool:
         """Learn which fields there are now; False if there is no index."""
         (meta,) = await self.ask(io, ("HGETALL", self.meta))
-        values = dict(zip(meta[::2], meta[1::2], strict=True))
-        self._filling = _FILLING in values
+        return self._read(dict(zip(meta[::2], meta[1::2], strict=True)))
+
+    def _read(self, values: Mapping[bytes, bytes]) -> bool:
+        self._filling = FILLING in values
         if text := values.get(b"schema"):
             self._learn(text, values)
         return text is not None
@@ -197,43 +213,18 @@ class RedisSchema:
         except StorageError:
             return  # the user may not ask; what a cluster does not store is refused all the same
         if b"cluster_enabled:1" in info:
-            raise no_cluster(self._servers.name)
+            raise in_cluster(self._servers.name)
 
     def _learn(self, text: bytes, values: Mapping[bytes, bytes]) -> None:
-        try:
-            made = Made.load(text)
-        except (TypeError, ValueError) as error:
-            raise CorruptData(
-                f"What is stored about the Redis index {self.name!r} cannot be read.",
-                fix="It may come from a later version of ragopt. Give another name or prefix.",
-            ) from error
-        for what, known, wanted in (
-            ("metric", made.metric, str(self._metric)),
-            ("kind", made.kind, self._kind),
-            ("precision", made.precision, self._precision),
-        ):
-            if known != wanted:
-                raise InvalidInput(
-                    f"The Redis index {self.name!r} was made for the {what} {known!r}, not for "
-                    f"{wanted!r}.",
-                    fix=f"Open it with its own {what}, or give another name.",
-                )
+        made = Made.load(text, self.name)
+        self._plan.wanted.check(made, self.name, self.dimension)
         token = made.token.encode()
         fields = frozenset(name.decode() for name, value in values.items() if value == token)
-        self._check(made, self.dimension)
         self.made, self.fields, self.dimension = made, fields, made.dimension
-
-    def _check(self, made: Made, dimension: int | None) -> None:
-        if dimension is not None and made.dimension != dimension:
-            raise DimensionMismatch(
-                f"The Redis index {self.name!r} holds vectors of dimension {made.dimension}, not "
-                f"{dimension}. Nothing was changed.",
-                fix="Use the embedding model that the index was made with, or give another name.",
-            )
 
     async def _is_there(self, io: Runtime) -> bool:
         try:
-            await self.ask(io, ("FT.SEARCH", self.index, "*", "LIMIT", 0, 0))
+            await self._send(io, ("FT.SEARCH", self.index, "*", "LIMIT", 0, 0))
         except StorageError as error:
             if not is_missing(error):
                 raise
@@ -242,7 +233,7 @@ class RedisSchema:
 
     async def _create(self, io: Runtime, dimension: int) -> None:
         """Make the index; any number of processes may try at once, and the first one decides."""
-        ours = self._new(dimension).dump()
+        ours = self._plan.new(dimension).dump()
         won, text = await self.ask(
             io, ("HSETNX", self.meta, "schema", ours), ("HGET", self.meta, "schema")
         )
@@ -257,15 +248,12 @@ class RedisSchema:
                 await self.ask(io, ("HDEL", self.meta, "schema"))
             raise
 
-    def _new(self, dimension: int) -> Made:
-        token = secrets.token_hex(8)
-        return Made(dimension, str(self._metric), self._kind, self._precision, token, self._text)
-
     def _definition(self, made: Made, scan: bool) -> tuple[Any, ...]:
         """Return the words of FT.CREATE, without the fields for metadata."""
         how = (
             *("TYPE", PRECISIONS[made.precision], "DIM", made.dimension),
-            *("DISTANCE_METRIC", "L2" if made.metric == Metric.L2 else "IP", *self._graph),
+            *("DISTANCE_METRIC", "L2" if made.metric == Metric.L2 else "IP"),
+            *(self._graph if made.kind == "hnsw" else ()),
         )
         return (
             *("FT.CREATE", self.index, "ON", "HASH", "PREFIX", 1, self.records),
@@ -288,11 +276,12 @@ class RedisSchema:
 
         Only then is the server asked, which takes it half a second for a million records.
         """
-        until = time.monotonic() + self._timeout
+        until = time.monotonic() + self._plan.timeout
         while True:
             info = await self.info(io)
             if not int(info.get(b"indexing", 0)):
-                await self.ask(io, ("HDEL", self.meta, _FILLING))
+                await self.ask(io, ("HDEL", self.meta, FILLING))
+                self._filling = False
                 return
             if time.monotonic() > until:
                 share = float(info.get(b"percent_indexed", 0))
@@ -331,19 +320,13 @@ class RedisSchema:
         fields = (word for name in names for word in (name, "NUMERIC"))
         await self.ask(io, ("FT.ALTER", self.index, "SKIPINITIALSCAN", "SCHEMA", "ADD", *fields))
 
-    async def made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
-        """Name the model of the vectors, where there is none or to replace it; return the name."""
-        if model is None:
-            await self.ask(io, ("HDEL", self.meta, "model"))
-            return None
-        name = model.encode("utf-8", "surrogatepass")
-        words = "HSET" if replace else "HSETNX", self.meta, "model", name
-        _, known = await self.ask(io, words, ("HGET", self.meta, "model"))
-        return str(known, "utf-8", "surrogatepass")
-
     def change(self) -> tuple[Any, ...]:
         """Return the command that replaces the version."""
         return "HSET", self.meta, "version", secrets.token_hex(8)
+
+    def changes(self, last: int) -> list[tuple[Any, ...]]:
+        """Return the commands for a change after which records are at places up to ``last``."""
+        return [self.change()]
 
     async def clear(self, io: Runtime) -> int:
         """Remove all records at once, by making the index anew; return how many there were."""
@@ -376,7 +359,7 @@ class RedisSchema:
         if ours:
             remove = ("FT.DROPINDEX", self.index, "DD"), ("DEL", self.meta, self.postings)
             await self.ask(io, ("MULTI",), *remove, ("EXEC",))
-        self.made, self.fields, self.dimension = None, frozenset(), self._given
+        self.made, self.fields, self.dimension = None, frozenset(), self._plan.dimension
 
     async def info(self, io: Runtime) -> dict[bytes, Any]:
         """Return what FT.INFO says."""

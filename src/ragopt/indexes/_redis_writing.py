@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from ragopt._redis.connections import packed
 from ragopt._runtime import Runtime
 from ragopt.errors import StorageError
 from ragopt.indexes._redis_errors import is_missing
-from ragopt.indexes._redis_postings import APPEND, FORGET, pack_terms, postings, terms_of
+from ragopt.indexes._redis_postings import APPEND, pack_terms, postings, scripts, terms_of
 from ragopt.indexes._redis_records import SEQ, TERMS, Keys, Row, Vectors, chunks, rows_of
 from ragopt.indexes._redis_schema import TRIES, RedisSchema
 from ragopt.types import Dense, RecordBatch
 
 _PART = 100  # records in one transaction: others wait for it, and each goes through the graph
+
+
+class Batch(NamedTuple):
+    """Records that are ready to be stored, but for their places in the order.
+
+    Args:
+        ids: Their ids.
+        rows: The records.
+        fields: Their NUMERIC fields.
+        dimension: Length of their vectors.
+    """
+
+    ids: Sequence[str]
+    rows: Sequence[Row]
+    fields: frozenset[str]
+    dimension: int
+
+    @classmethod
+    def of(cls, records: RecordBatch, dense: Dense, vectors: Vectors) -> Batch:
+        """Encode records that have been checked."""
+        rows = rows_of(records, *vectors.pack(dense, "record"))
+        fields = frozenset[str]().union(*(row.numbers for row in rows))
+        return cls(records.ids, rows, fields, dense.shape[1])
+
+    def not_stored(self, error: StorageError, stored: Collection[int]) -> StorageError:
+        """Return an error that says as well which records were not stored.
+
+        Args:
+            error: What happened.
+            stored: The rows that were.
+        """
+        every = range(len(self.rows))
+        # All, if it is not even known that they are where they will be looked for.
+        missing = [row for row in every if row not in stored] or list(every)
+        first = repr(self.ids[missing[0]])
+        if missing[0] + len(missing) == len(self.rows):  # all from there on
+            which, those = f"the {len(missing)} from {first} on", "those"
+        else:
+            which, those = f"{len(missing)}, the first of them {first},", "the batch"
+        return type(error)(
+            f"{error.problem} Of {len(self.rows)} records {which} were not stored, or it is not "
+            "known that they were.",
+            fix=f"{error.fix} Then add {those} again.",
+        )
 
 
 class RedisWriter:
@@ -23,32 +67,28 @@ class RedisWriter:
     Args:
         schema: The index.
         keys: Its keys.
-        vectors: How vectors are stored.
     """
 
-    def __init__(self, schema: RedisSchema, keys: Keys, vectors: Vectors) -> None:
+    def __init__(self, schema: RedisSchema, keys: Keys) -> None:
         self._schema = schema
         self._keys = keys
-        self._vectors = vectors
+        self._forgotten = scripts(schema.block).forget
 
-    async def add(self, io: Runtime, records: RecordBatch, vectors: Dense) -> None:
-        """Store records; an error says from which one on they were not."""
-        rows = await io.cpu(self._encode, records, vectors)
-        fields = frozenset[str]().union(*(row.numbers for row in rows))
-        done = 0
-        try:
-            await self._schema.prepare(io, vectors.shape[1], fields)
-            (last,) = await self._schema.ask(io, ("HINCRBY", self._schema.meta, SEQ, len(rows)))
-            first = int(last) - len(rows) + 1
-            for part in chunks(rows, _PART):
-                await self._store(io, part, first + done, vectors.shape[1], fields)
-                done += len(part)
-        except StorageError as error:
-            raise type(error)(
-                f"{error.problem} Of {len(rows)} records the {len(rows) - done} from "
-                f"{records.ids[done]!r} on were not stored, or it is not known that they were.",
-                fix=f"{error.fix} Then add those again.",
-            ) from error
+    async def store(
+        self, io: Runtime, batch: Batch, rows: Sequence[int], first: int, stored: set[int]
+    ) -> None:
+        """Store some records of a batch.
+
+        Args:
+            io: The colour.
+            batch: The batch.
+            rows: Which of its records, in order.
+            first: The place of its first record.
+            stored: Where those rows are noted that have been stored.
+        """
+        for part in chunks(rows, _PART):
+            await self._store(io, batch, part, first)
+            stored.update(part)
 
     async def remove(self, io: Runtime, keys: Sequence[bytes]) -> int:
         """Remove records; return how many were there."""
@@ -60,52 +100,44 @@ class RedisWriter:
             removed += int(gone)
         return removed
 
-    def _encode(self, records: RecordBatch, vectors: Dense) -> list[Row]:
-        packed, norms = self._vectors.pack(vectors, "record")
-        return rows_of(self._keys, records, packed, norms)
-
     def _forget(self, keys: Sequence[bytes]) -> tuple[Any, ...]:
         """Return the command that removes records and their postings."""
-        return "EVAL", FORGET, 1 + len(keys), self._schema.postings, *keys
+        return "EVAL", self._forgotten, 1 + len(keys), self._schema.postings, *keys
 
-    def _commands(self, rows: Sequence[Row], first: int, text: bool) -> list[bytes]:
+    def _commands(self, rows: Sequence[Row], places: Sequence[int], text: bool) -> list[bytes]:
         """Return what stores records: as it is sent, since making that takes a while."""
-        words = [[*row.words, SEQ, place] for place, row in enumerate(rows, first)]
-        entries = postings("s", first, [row.sparse for row in rows])
+        words = [[*row.words, SEQ, place] for row, place in zip(rows, places, strict=True)]
+        block = self._schema.block
+        entries = postings("s", places, [row.sparse for row in rows], block)
         if text:
             terms = [terms_of(row.text) for row in rows]
-            entries += postings("t", first, terms)
+            entries += postings("t", places, terms, block)
             for each, vector in zip(words, terms, strict=True):
                 each.extend((TERMS, pack_terms(vector)))
-        for place, row in enumerate(rows, first):
+        for row, place in zip(rows, places, strict=True):
             if text or row.sparse is not None:
-                entries += b"n%d" % place, row.key[len(self._keys.prefix) :]
+                entries += b"n%d" % place, row.end
+        keys = [self._keys.prefix + row.end for row in rows]
         # Removed first, since fields and postings of the old records would stay.
-        commands = [self._forget([row.key for row in rows])]
-        commands += (("HSET", row.key, *each) for row, each in zip(rows, words, strict=True))
+        commands = [self._forget(keys)]
+        commands += (("HSET", key, *each) for key, each in zip(keys, words, strict=True))
         if entries:
             commands.append(("EVAL", APPEND, 1, self._schema.postings, *entries))
         return [packed(command) for command in commands]
 
-    async def _store(
-        self,
-        io: Runtime,
-        rows: Sequence[Row],
-        first: int,
-        dimension: int,
-        fields: frozenset[str],
-    ) -> None:
+    async def _store(self, io: Runtime, batch: Batch, part: Sequence[int], first: int) -> None:
         """Store some records at once, and see to it that they can be found."""
-        span = first, first + len(rows) - 1
+        rows, places = [batch.rows[row] for row in part], [first + row for row in part]
+        span = places[0], places[-1]
         for _ in range(TRIES):
             made = self._schema.made
-            commands = await io.cpu(self._commands, rows, first, self._schema.text)
+            commands = await io.cpu(self._commands, rows, places, self._schema.text)
             try:
                 *_, outcomes, (indexed, *_), schema = await self._schema.ask(
                     io,
                     ("MULTI",),
                     *commands,
-                    self._schema.change(),
+                    *self._schema.changes(span[1]),
                     ("EXEC",),
                     self._span(span, "LIMIT", 0, 0),
                     ("HGET", self._schema.meta, "schema"),
@@ -117,10 +149,12 @@ class RedisWriter:
                 _raise_first(outcomes)
                 if made is not None and schema == made.dump():
                     if indexed < len(rows):
-                        await self._raise_not_indexed(io, [row.key for row in rows], span)
+                        await self._raise_not_indexed(
+                            io, [self._keys.prefix + row.end for row in rows], span
+                        )
                     return
             # Another process removed the index, or made it anew, perhaps of another shape.
-            await self._schema.prepare(io, dimension, fields, again=True)
+            await self._schema.prepare(io, batch.dimension, batch.fields, again=True)
         raise StorageError(
             f"Other processes removed the Redis index {self._schema.name!r} again and again.",
             fix="Do not drop or clear it while records are added.",

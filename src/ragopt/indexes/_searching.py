@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain, islice
-from math import inf
+from math import inf, isfinite
+from operator import index
 from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
 from ragopt.errors import BackendUnavailable, DimensionMismatch, InvalidInput
 from ragopt.filters import Filter, compile_filter
-from ragopt.fusion import By, Fusion, Way, candidates, fuse
+from ragopt.fusion import By, Fusion, Way, candidates, check_by, fuse
 from ragopt.indexes._late import closest
 from ragopt.indexes.checks import check_finite, check_multi, check_sparse, check_texts
 from ragopt.sources import collecting, used
@@ -22,6 +23,7 @@ from ragopt.text import TextQuery, WeightedTerms, highest
 from ragopt.types import Dense, EmbeddingBatch, Hit, Metric, Record, SparseVector
 
 _UNDER_WAY = 16  # searches that have begun on one event loop; more make nothing faster
+_MOST = 2**31 - 1  # hits that every backend can count to
 _GROWTH = 4  # how many more records are looked at when too few held a phrase
 
 
@@ -139,12 +141,12 @@ class Searching(ABC):
         how: How,
         least: int = 0,
     ) -> list[list[Hit]]:
+        check_by(by)
+        how = _checked(how)
         if how.k is None and how.min_score is None:
             raise InvalidInput(
                 "A search was to return everything.", fix="Give k, or min_score; find() lists all."
             )
-        if how.k is not None and how.k < 1:
-            raise InvalidInput(f"The best {how.k} hits were asked for.", fix="Ask for 1 or more.")
         if texts is not None:
             check_texts(texts, len(queries))
         if max(len(queries), len(texts or ()), least) == 0:
@@ -170,11 +172,6 @@ class Searching(ABC):
                 raise InvalidInput("A search by multi was asked for all.", fix="Give it a k.")
             named = await self._by(io, "dense", queries, texts, _candidates(how, Fusion()))
             return await self._late(io, queries, named, how)
-        if way != "text":
-            raise InvalidInput(
-                f"An index cannot search by {way!r}.",
-                fix='Search by "dense", "sparse", "text", "multi" or a Fusion.',
-            )
         if texts is None:
             raise InvalidInput("A search by text came without one.", fix="Pass text=, the words.")
         return await self._by_text(io, [TextQuery(text) for text in texts], how)
@@ -191,9 +188,7 @@ class Searching(ABC):
             raise InvalidInput("A fusion was asked for all hits.", fix="Give it a k.")
         each = _candidates(how, fusion)
         others: list[Way] = [way for way in fusion.weights if way != "multi"]
-        lists = await io.gather(
-            self._by(io, way, queries, texts, each) for way in others or ["dense"]
-        )
+        lists = await self._legs(io, others or ["dense"], queries, texts, each)
         found = dict(zip(others, lists, strict=False))
         if "multi" in fusion.weights:
             named = [list(chain(*of_all)) for of_all in zip(*lists, strict=True)]
@@ -204,6 +199,17 @@ class Searching(ABC):
         )
         least = how.min_score
         return [[hit for hit in hits if least is None or hit.score >= least] for hits in fused]
+
+    async def _legs(
+        self,
+        io: Runtime,
+        ways: Sequence[Way],
+        queries: EmbeddingBatch,
+        texts: Sequence[str] | None,
+        how: How,
+    ) -> list[list[list[Hit]]]:
+        """Search in several ways, at the same time where the colour can."""
+        return await io.gather(self._by(io, way, queries, texts, how) for way in ways)
 
     async def _late(
         self, io: Runtime, queries: EmbeddingBatch, named: Sequence[Sequence[Hit]], how: How
@@ -289,6 +295,25 @@ class Searching(ABC):
             )
 
 
+def _checked(how: How) -> How:
+    """Return how to search with a ``k`` of Python's own, or say what is wrong."""
+    k, least = how.k, how.min_score
+    if least is not None and not isfinite(least):
+        raise InvalidInput(
+            f"The hits with a score of at least {least} were asked for.",
+            fix="Give a finite number; without min_score no score is too low.",
+        )
+    if k is None:
+        return how
+    try:
+        k = index(k)  # one of numpy's too
+    except TypeError:
+        k = 0
+    if k < 1:
+        raise InvalidInput(f"The best {how.k!r} hits were asked for.", fix="Ask for 1 or more.")
+    return how._replace(k=min(k, _MOST))
+
+
 def _candidates(how: How, fusion: Fusion) -> How:
     """Return how each way of a fusion searches."""
-    return how._replace(k=candidates(fusion, how.k or 1), min_score=None)
+    return how._replace(k=min(candidates(fusion, how.k or 1), _MOST), min_score=None)

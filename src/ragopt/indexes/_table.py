@@ -53,6 +53,12 @@ class RecordTable:
         """Rows without a record."""
         return len(self.ids) - len(self.row_of)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of sparse vectors, multi-vectors and postings."""
+        kept = sum(len(each) for each in (*self.sparse, *self.multi) if each is not None)
+        return kept + self.postings.nbytes + (self.terms.nbytes if self.terms else 0)
+
     def append(self, batch: RecordBatch) -> None:
         """Add rows at the end; the rows that had the same ids become gaps."""
         start, size = len(self.ids), len(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import NoReturn, Self
 
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC
@@ -17,6 +17,7 @@ from ragopt.types import (
     Embedding,
     EmbeddingBatch,
     Hit,
+    IndexStats,
     Metric,
     Record,
     RecordBatch,
@@ -97,23 +98,23 @@ class BaseVectorIndex(IndexOperations):
 
     def get(self, ids: Sequence[str], /, *, embeddings: bool = False) -> list[Record | None]:
         """Return a record, or None, for each id, in the order of the ids."""
-        return run(self._get(SYNC, ids, embeddings))
+        return run(self._checked_get(SYNC, ids, embeddings))
 
     async def aget(self, ids: Sequence[str], /, *, embeddings: bool = False) -> list[Record | None]:
         """Return a record, or None, for each id, in the order of the ids."""
-        return await self._get(ASYNC, ids, embeddings)
+        return await self._checked_get(ASYNC, ids, embeddings)
 
     def find(
         self, where: Filter | None = None, /, *, limit: int | None = None, embeddings: bool = False
     ) -> list[Record]:
         """Return the records that match, in the order they were added."""
-        return run(self._find(SYNC, where, limit, embeddings))
+        return run(self._find(SYNC, where, _checked(limit), embeddings))
 
     async def afind(
         self, where: Filter | None = None, /, *, limit: int | None = None, embeddings: bool = False
     ) -> list[Record]:
         """Return the records that match, in the order they were added."""
-        return await self._find(ASYNC, where, limit, embeddings)
+        return await self._find(ASYNC, where, _checked(limit), embeddings)
 
     def delete(self, where: Filter, /) -> int:
         """Remove the records that match: ``Ids([...])``, ``Documents([...])`` or any filter.
@@ -145,6 +146,14 @@ class BaseVectorIndex(IndexOperations):
     async def aclear(self) -> None:
         """Remove every record."""
         await self._clear(ASYNC)
+
+    def stats(self) -> IndexStats:
+        """Return what the index holds and takes."""
+        return run(self._stats(SYNC))
+
+    async def astats(self) -> IndexStats:
+        """Return what the index holds and takes."""
+        return await self._stats(ASYNC)
 
     def search(
         self,
@@ -238,6 +247,12 @@ class BaseVectorIndex(IndexOperations):
         """Release files, connections and memory. Closing twice is no error."""
         await self._close(ASYNC)
 
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInput(
+            f"{self!r} cannot be copied or pickled: it has locks and connections.",
+            fix="Make another one of the same arguments; a FaissIndex can be saved and loaded.",
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -253,6 +268,12 @@ class BaseVectorIndex(IndexOperations):
 
 def _one(query: Embedding, text: str | None) -> tuple[EmbeddingBatch, list[str] | None]:
     return EmbeddingBatch.of([query]), None if text is None else [text]
+
+
+def _checked(limit: int | None) -> int | None:
+    if limit is not None and limit < 0:
+        raise InvalidInput(f"The first {limit} records were asked for.", fix="Ask for 0 or more.")
+    return limit
 
 
 def _required(where: Filter | None) -> Filter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,10 @@ import numpy as np
 from ragopt.codecs import decode_value, encode_value
 from ragopt.errors import InvalidInput
 from ragopt.types import Dense, EmbeddingBatch, RecordBatch, SparseVector
+
+_TEXT = frozenset({str})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_LONG = 2**63  # integers from here on may have more digits than can be written
 
 
 def check_columns(records: RecordBatch) -> None:
@@ -23,12 +27,26 @@ def check_columns(records: RecordBatch) -> None:
             )
     check_unique(ids)
     for name, values in (("id", ids), ("text", records.texts)):
+        if _TEXT.issuperset(map(type, values)) and (name == "text" or all(values)):
+            continue
         for row, value in enumerate(values):
-            if type(value) is not str or (name == "id" and not value):
+            if not isinstance(value, str) or (name == "id" and not value):
                 raise InvalidInput(
                     f"The {name} in row {row} is {value!r}. Nothing was stored.",
                     fix=f"Every {name} is a string{' that is not empty' if name == 'id' else ''}.",
                 )
+    for row, document in enumerate(records.document_ids or ()):
+        if document is not None and not isinstance(document, str):
+            raise InvalidInput(
+                f"The document id in row {row} is {document!r}. Nothing was stored.",
+                fix="Every document id is a string, or None.",
+            )
+    for row, metadata in enumerate(records.metadatas or ()):
+        if type(metadata) is not dict and not isinstance(metadata, Mapping):
+            raise InvalidInput(
+                f"The metadata in row {row} are {metadata!r}. Nothing was stored.",
+                fix="Pass a dict for each record, {} where there is nothing to say.",
+            )
 
 
 def check_unique(ids: Sequence[str]) -> None:
@@ -98,8 +116,32 @@ def check_texts(texts: Sequence[str], queries: int) -> None:
             raise InvalidInput(f"The text of query {row} is {text!r}.", fix="Pass a string.")
 
 
-_TEXT = frozenset({str})
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+def check_known(unknown: Mapping[str, Any], *known: str) -> None:
+    """Raise InvalidInput if there is an option that nothing would look at: it may be a filter."""
+    if unknown:
+        raise InvalidInput(
+            f"The option {next(iter(unknown))!r} is not known here. Nothing was done.",
+            fix=f"Check its spelling, or leave it out. Known are {', '.join(known)}.",
+        )
+
+
+def plain_texts(texts: Iterable[str]) -> list[str]:
+    """Return texts as they are kept: without what a subclass of ``str`` adds to them."""
+    kept = list(texts)
+    if _TEXT.issuperset(map(type, kept)):
+        return kept
+    return [str.__str__(text) for text in kept]
+
+
+def check_ids(ids: Iterable[str]) -> list[str]:
+    """Return ids to look for as a list, or raise InvalidInput for what can be no id."""
+    known = [ids] if isinstance(ids, str) else list(ids)
+    for each in known:
+        if isinstance(ids, str) or not isinstance(each, str):
+            raise InvalidInput(
+                f"{each!r} was given where ids are expected.", fix="Pass a list of strings."
+            )
+    return plain_texts(known)
 
 
 def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,14 +151,14 @@ def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         InvalidInput: A key is no string, or a value is of a type that cannot be stored.
     """
     copy = dict(metadata)
-    if _TEXT.issuperset(map(type, copy)) and _PLAIN.issuperset(map(type, copy.values())):
-        return copy
     for key, value in metadata.items():
+        kind = type(value)
+        if type(key) is str and kind in _PLAIN and (kind is not int or -_LONG < value < _LONG):
+            continue
         if type(key) is not str:
             raise InvalidInput(
                 f"The metadata key {key!r} is not a string. Nothing was stored.",
                 fix="Use strings as keys.",
             )
-        if type(value) not in _PLAIN:
-            copy[key] = decode_value(encode_value(value))  # raises for what cannot be stored
+        copy[key] = decode_value(encode_value(value))  # raises for what cannot be stored
     return copy

@@ -16,7 +16,7 @@ from ragopt.errors import InvalidInput, StorageError
 from ragopt.filters import Filter
 from ragopt.indexes import _files
 from ragopt.indexes._faiss_engine import Engine
-from ragopt.indexes._faiss_kinds import REFINED, Kind, Settings, reason
+from ragopt.indexes._faiss_kinds import REFINED, Kind, Settings, reason, size_of
 from ragopt.indexes._faiss_training import training_rows, tune
 from ragopt.indexes._table import RecordTable, Rows
 from ragopt.indexes.local import LocalIndex
@@ -167,6 +167,14 @@ class FaissIndex(LocalIndex):
     def _vectors(self, rows: Rows) -> Dense:
         return self._filled.vectors(rows)
 
+    def _held(self) -> tuple[str, int, bool]:
+        if self._engine is None:
+            return "flat", 0, True
+        index, asked = self._engine.index, self._settings
+        waits = isinstance(index, self._faiss.IndexFlat) and self._train_at is not None
+        kind = "flat" if waits else asked.factory or asked.kind
+        return kind, size_of(index), not waits or asked.kind == "auto"
+
     def _nearest(self, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
         distances, found = self._filled.nearest(queries, k, rows)
         if self._metric is Metric.L2:
@@ -239,10 +247,14 @@ class FaissIndex(LocalIndex):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to a folder, atomically: a reader finds the old one or the new one.
 
+        Processes that save to one folder wait for each other, and the last one stays.
+
         Raises:
             StorageError: The disk is full or the folder cannot be written; what was saved there
                 before is as it was.
         """
+        if not os.fspath(folder):
+            raise InvalidInput("An index was to be saved to no folder.", fix="Name a folder.")
         with self._lock.write():
             if self._table.gaps:
                 self._pack()

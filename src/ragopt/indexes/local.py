@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,16 @@ from ragopt.indexes.base import BaseVectorIndex
 from ragopt.indexes.scores import relevance, sparse_relevance, unit
 from ragopt.keys import encode
 from ragopt.text import WeightedTerms
-from ragopt.types import Dense, Embedding, Hit, Metric, Record, RecordBatch, SparseVector
+from ragopt.types import (
+    Dense,
+    Embedding,
+    Hit,
+    IndexStats,
+    Metric,
+    Record,
+    RecordBatch,
+    SparseVector,
+)
 
 _PACK_ABOVE = 256  # gaps that are not worth packing
 _FILTERS = 4  # whose rows are kept: eight bytes for each row
@@ -41,6 +51,7 @@ class LocalIndex(BaseVectorIndex):
         self._token = secrets.token_hex(8)
         self._turns = Turns()
         self._matching: dict[bytes, Rows] = {}  # rows of the last filters, since the last change
+        self._matching_lock = Lock()
 
     @abstractmethod
     def _append(self, vectors: Dense) -> None:
@@ -53,6 +64,10 @@ class LocalIndex(BaseVectorIndex):
     @abstractmethod
     def _vectors(self, rows: Rows) -> Dense:
         """Return the vectors of rows, shape ``(len(rows), dimension)``."""
+
+    @abstractmethod
+    def _held(self) -> tuple[str, int, bool]:
+        """Return how vectors are searched, the bytes they take, and whether it is as asked for."""
 
     @abstractmethod
     def _nearest(self, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
@@ -81,6 +96,9 @@ class LocalIndex(BaseVectorIndex):
 
     async def _count(self, io: Runtime, where: Filter | None) -> int:
         return await io.brief(self._turns, self._count_now, where)
+
+    async def _stats(self, io: Runtime) -> IndexStats:
+        return await io.brief(self._turns, self._stats_now)
 
     async def _search(
         self,
@@ -157,6 +175,19 @@ class LocalIndex(BaseVectorIndex):
     def _count_now(self, where: Filter | None) -> int:
         with self._lock.read():
             return self._table.live if where is None else len(self._table.select(where))
+
+    def _stats_now(self) -> IndexStats:
+        with self._lock.read():
+            kind, size, indexed = self._held()
+            return IndexStats(
+                records=self._table.live,
+                dimension=self._dimension,
+                metric=self._metric,
+                kind=kind,
+                model=self._model,
+                bytes=size + self._table.nbytes,
+                indexed=float(indexed),
+            )
 
     def _search_now(
         self,
@@ -236,9 +267,11 @@ class LocalIndex(BaseVectorIndex):
             return self._table.select(where)
         rows = self._matching.get(key)
         if rows is None:
-            while len(self._matching) >= _FILTERS:
-                self._matching.pop(next(iter(self._matching), b""), None)
-            rows = self._matching[key] = self._table.select(where)
+            rows = self._table.select(where)
+            with self._matching_lock:
+                while len(self._matching) >= _FILTERS:
+                    del self._matching[next(iter(self._matching))]
+                self._matching[key] = rows
         return rows
 
     def _hits(

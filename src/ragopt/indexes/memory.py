@@ -39,11 +39,15 @@ class MemoryIndex(LocalIndex):
     def _vectors(self, rows: Rows) -> Dense:
         return self._matrix[rows]
 
+    def _held(self) -> tuple[str, int, bool]:
+        return "flat", self._matrix.nbytes, True
+
     def _nearest(self, queries: Dense, k: int, rows: Rows | None) -> tuple[Dense, Rows]:
         matrix = self._matrix[: self._size] if rows is None else self._matrix[rows]
         if self._metric is Metric.L2:
             # The difference itself, not the expanded square: identical vectors are at 0.
-            scores = np.stack([-np.linalg.norm(matrix - query, axis=1) for query in queries])
+            with np.errstate(over="ignore"):  # too far away for a number
+                scores = np.stack([-np.linalg.norm(matrix - query, axis=1) for query in queries])
         else:
             scores = queries @ matrix.T
         return best(scores, k, rows)

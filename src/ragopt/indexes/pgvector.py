@@ -8,13 +8,10 @@ from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC
 from ragopt.errors import InvalidInput
 from ragopt.indexes._pgadopt import Adopting
+from ragopt.indexes._pgindexes import IndexOptions
 from ragopt.indexes._pgschema import Schema
-from ragopt.indexes._pgsearch import EF_SEARCH
 from ragopt.indexes._pgtext import PgText
-from ragopt.indexes._pgvectors import (
-    DENSE_TYPES,
-    SPARSE_ENTRIES,
-)
+from ragopt.indexes._pgvectors import DENSE_TYPES
 from ragopt.indexes._postgres import Postgres
 from ragopt.types import Metric
 
@@ -22,16 +19,25 @@ from ragopt.types import Metric
 class PgvectorIndex(Adopting, PgText):
     """Records in a PostgreSQL table, found by the distance of their vectors.
 
-    The table and its HNSW index are made when the dimension is known: at the first use, or at the
-    first ``add``. The table ``ragopt_index`` of the same schema keeps the version, dimension and
-    metric of every index. Each event loop has a pool of connections, and all sync calls of the
-    process share a thread.
+    The table is made when the dimension is known: at the first use, or at the first ``add``; with
+    it an HNSW index, if there is to be one. The table ``ragopt_index`` of the same schema keeps the
+    version, dimension and metric of every index. Each event loop has a pool of connections, and all
+    sync calls of the process share a thread.
 
-    A search with an HNSW index is approximate. When it finds fewer than ``k`` records, which a
-    narrow filter may cause, the search is made again without the index, and that is exact. So is
-    every search with ``index="none"``. Zero vectors are not in an HNSW index on cosine distance:
-    a search that comes to scores below theirs, which is 0, is made again as well. Changes of one
-    index wait for each other.
+    A search with an index is approximate. When it finds fewer than ``k`` records, which a narrow
+    filter may cause, the search is made again without the index, and that is exact. So is every
+    search with ``index="none"``, whatever the table has. Zero vectors are not in an index on cosine
+    distance: a search that comes to scores below theirs, which is 0, is made again as well. Changes
+    of one index wait for each other.
+
+    An IVFFlat index has to see records before it can part them, so searches are exact until there
+    are 10,000, or 50 for each of ``lists``. The ``add`` that brings them makes it. Lists that were
+    not given follow the records: one for each 1,000, and above a million their square root. An
+    ``add`` that finds that there should be four times as many makes the index anew, while others
+    go on. ``clear`` removes it.
+
+    With ``quantization="bit"`` an HNSW index holds only the signs of the numbers: it names
+    ``rescore * k`` candidates, and the same statement compares their vectors exactly.
 
     Sparse vectors stand in a column of their own. Of one with more than 16,000 entries, or 1,000
     with ``sparse_index="hnsw"``, those of the lowest weights are left out, with a
@@ -47,15 +53,25 @@ class PgvectorIndex(Adopting, PgText):
         table: Name of the table; made if it is not there.
         dimension: Length of the vectors; None to take it from the table or the first record.
         metric: ``cosine``, ``ip`` or ``l2``.
-        index: ``"hnsw"`` for approximate search, ``"none"`` for exact search.
-        sparse_index: The same for sparse vectors; used when the table is made. Without it every
-            record is looked at, which is as fast up to some ten thousand.
+        index: ``"hnsw"`` or ``"ivfflat"`` for approximate search, ``"none"`` for exact search;
+            None for what the table has, and in a new one ``"hnsw"``. If it has another one than was
+            asked for, that one is used, with a warning; ``reindex`` changes it.
+        sparse_index: ``"hnsw"`` for an index on sparse vectors, used when the table is made.
+            Without it every record is looked at, which is as fast up to some ten thousand.
         precision: ``"float32"``, or ``"float16"`` for half the space (``halfvec``); None for what
             the table has, and in a new one float32, or float16 where the dimension is above the
-            2,000 that an HNSW index takes in float32.
-        m: Links of a node of the HNSW graph; used when the table is made.
-        ef_construction: Candidates while the graph is built; used when the table is made.
+            2,000 that an index takes in float32.
+        quantization: ``"bit"`` for an HNSW index on one bit of each number, a small one that takes
+            up to 16,000 dimensions; not for the metric ``l2``.
+        rescore: Candidates for each hit that are compared exactly, of an index on bits: more find
+            more and take longer.
+        m: Links of a node of the HNSW graph; used when the index is made.
+        ef_construction: Candidates while the graph is built; used when the index is made.
         ef_search: Candidates of a search, at least ``k``: more find more and take longer.
+        lists: Parts of an IVFFlat index, used when it is made; None for a number that follows the
+            records.
+        probes: Lists that a search looks into: more find more and take longer. None for the square
+            root of their number.
         text_search: Keep the terms of the texts, which a search ``by="text"`` needs; used when the
             table is made. ``enable_text_search`` gives them to a table that is there.
         schema: The schema of the table; it must exist.
@@ -68,8 +84,8 @@ class PgvectorIndex(Adopting, PgText):
 
     Raises:
         MissingDependency: asyncpg is not installed.
-        InvalidInput: The DSN or a name cannot be used, or an option is out of its range. From
-            the first operation: the table has another metric.
+        InvalidInput: The DSN or a name cannot be used, an option is out of its range, or two of
+            them exclude each other. From the first operation: the table has another metric.
         DimensionMismatch: From the first operation: the table has another dimension.
         BackendUnavailable: From every operation: the server could not be reached, or did not
             answer in time.
@@ -83,12 +99,16 @@ class PgvectorIndex(Adopting, PgText):
         dimension: int | None = None,
         *,
         metric: Metric | str = Metric.COSINE,
-        index: Literal["hnsw", "none"] = "hnsw",
+        index: Literal["hnsw", "ivfflat", "none"] | None = None,
         sparse_index: Literal["hnsw", "none"] = "none",
         precision: Literal["float32", "float16"] | None = None,
+        quantization: Literal["bit"] | None = None,
+        rescore: int = 10,
         m: int = 16,
         ef_construction: int = 64,
         ef_search: int = 100,
+        lists: int | None = None,
+        probes: int | None = None,
         text_search: bool = False,
         schema: str = "public",
         max_connections: int = 10,
@@ -96,9 +116,18 @@ class PgvectorIndex(Adopting, PgText):
         command_timeout: float | None = 60.0,
         statement_cache_size: int | None = None,
     ) -> None:
-        metric = Metric(metric)
-        _check_index(index, m, ef_construction, ef_search)
-        _check_index(sparse_index, m, ef_construction, ef_search)
+        options = IndexOptions(
+            metric=Metric(metric),
+            index=index,
+            sparse_index=sparse_index,
+            quantization=quantization,
+            rescore=rescore,
+            m=m,
+            ef_construction=ef_construction,
+            ef_search=ef_search,
+            lists=lists,
+            probes=probes,
+        )
         if precision is not None and precision not in DENSE_TYPES:
             raise InvalidInput(
                 f"{precision!r} is no precision.", fix=f"Use one of: {', '.join(DENSE_TYPES)}."
@@ -113,22 +142,8 @@ class PgvectorIndex(Adopting, PgText):
                 statement_cache_size=statement_cache_size,
                 session=f"SET hnsw.ef_search = {ef_search:d}",
             ),
-            Schema(
-                schema,
-                table,
-                metric=metric,
-                index=index,
-                sparse_index=sparse_index,
-                precision=precision,
-                m=m,
-                ef_construction=ef_construction,
-                text_search=text_search,
-            ),
+            Schema(schema, table, options, precision=precision, text_search=text_search),
             dimension,
-            metric=metric,
-            index=index,
-            sparse_index=sparse_index,
-            ef_search=ef_search,
         )
         self._patience = timeout
 
@@ -138,6 +153,31 @@ class PgvectorIndex(Adopting, PgText):
             f"metric={str(self._metric)!r})"
         )
 
+    def reindex(self) -> None:
+        """Make the indexes on the vectors anew, while others search and change the records.
+
+        The dense one becomes what this object was made with: so a table gets another kind, other
+        lists, or an index after its records, which is several times faster than one that grows
+        with them. With ``index=None`` or ``"none"`` it stays what it is. It is also what an HNSW
+        index needs after many deletes, and an IVFFlat index when other subjects have come in. The
+        new index is made beside the old one, so that both need space, and it waits for
+        transactions of the database that began before. Behind a pooler, writers have to wait.
+
+        Other processes that have the table open should open it anew after its kind has changed:
+        until then their searches are right, but may be slow.
+
+        Raises:
+            InvalidInput: There is no index, and none was asked for; or it does not take vectors
+                of this dimension.
+            StorageError: The server failed, the table was cleared or dropped meanwhile, or
+                somebody else is at it.
+        """
+        run(self._run(SYNC, self._reindex))
+
+    async def areindex(self) -> None:
+        """Make the indexes on the vectors anew; see ``reindex``."""
+        await self._run(ASYNC, self._reindex)
+
     def drop(self) -> None:
         """Remove the table and what is kept of it elsewhere. A missing one is no error."""
         run(self._postgres.run(SYNC, self._drop))
@@ -145,14 +185,3 @@ class PgvectorIndex(Adopting, PgText):
     async def adrop(self) -> None:
         """Remove the table and what is kept of it elsewhere. A missing one is no error."""
         await self._postgres.run(ASYNC, self._drop)
-
-
-def _check_index(index: str, m: int, ef_construction: int, ef_search: int) -> None:
-    if index not in SPARSE_ENTRIES:
-        raise InvalidInput(f"{index!r} is not an index.", fix='Use "hnsw" or "none".')
-    if not (2 <= m <= 100 and 2 * m <= ef_construction <= 1000 and 1 <= ef_search <= EF_SEARCH):
-        raise InvalidInput(
-            f"An HNSW index was given m={m}, ef_construction={ef_construction} and "
-            f"ef_search={ef_search}.",
-            fix="Give m from 2 to 100, ef_construction from 2 * m to 1000, ef_search up to 1000.",
-        )

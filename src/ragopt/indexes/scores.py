@@ -8,6 +8,8 @@ import numpy as np
 
 from ragopt.types import Dense, Metric, SparseVector
 
+_SMALL, _LARGE = 1e-30, 1e30  # between which squares add up well in single precision
+
 
 def relevance(metric: Metric, query: Dense) -> Callable[[float], float]:
     """Return what turns a score into relevance: 1 for the query itself, falling with distance.
@@ -42,5 +44,11 @@ def sparse_relevance(query: SparseVector) -> Callable[[float], float]:
 
 def unit(vectors: Dense) -> Dense:
     """Return the vectors scaled to length 1; a zero vector stays zero."""
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    with np.errstate(over="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+    beyond = (squares < _SMALL) | (squares > _LARGE)  # the squares of such numbers are inexact
+    if beyond.any():
+        squares = squares.astype(np.float64)
+        squares[beyond] = (vectors[beyond].astype(np.float64) ** 2).sum(axis=1)
+    norms = np.sqrt(squares)[:, None]
     return np.asarray(vectors / np.where(norms > 0, norms, np.inf), dtype=np.float32)

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragopt.errors import DimensionMismatch, InvalidInput
+from ragopt.errors import InvalidInput
 from ragopt.filters import Documents, F, Filter, Ids, compile_filter
 from ragopt.protocols import VectorIndex
 from ragopt.testing.faces import BothColours, Face
+from ragopt.testing.inputs import InputContract
 from ragopt.testing.records import FILTERS, HOSTILE, METADATA, batch, exact_scores, vectors
-from ragopt.types import Embedding, EmbeddingBatch, Metric, Record, RecordBatch
+from ragopt.types import Embedding, EmbeddingBatch, Metric, RecordBatch
 
 
-class VectorIndexContract(BothColours):
+class VectorIndexContract(InputContract, BothColours):
     """Subclass it as ``Test...`` and write ``make_index``."""
 
     #: Share of the true nearest that a search must find; 1 for an exact index.
@@ -329,55 +330,16 @@ class VectorIndexContract(BothColours):
         assert index.delete(Ids([text])) == 1
         assert index.count() == 1
 
-    # -- bad input -------------------------------------------------------------------------
-
-    @pytest.mark.parametrize(
-        ("records", "error", "says"),
-        [
-            (batch(["a"], vectors(1, 8)), DimensionMismatch, "dimension 8.*has 16"),
-            (batch(["a", "b", "a"], vectors(3)), InvalidInput, "'a' is given twice"),
-            (batch([""], vectors(1)), InvalidInput, "The id in row 0"),
-            (batch([7], vectors(1)), InvalidInput, "The id in row 0"),  # type: ignore[list-item]
-            (batch(["a"], vectors(1) * np.nan), InvalidInput, "'a' holds NaN"),
-            (batch(["a"], vectors(1) * np.inf), InvalidInput, "'a' holds NaN"),
-            (batch(["a"], vectors(2)), InvalidInput, "1 ids came with 2"),
-            (batch(["a"], vectors(1), [{}, {}]), InvalidInput, "1 ids came with 2"),
-            (batch(["a"], vectors(1), texts=[None]), InvalidInput, "text in row 0"),
-            (batch(["a"], vectors(1), [{"x": object()}]), InvalidInput, "cannot be stored"),
-            (batch(["a"], vectors(1), [{1: "x"}]), InvalidInput, "not a string"),  # type: ignore[dict-item]
-            (RecordBatch(["a"], ["t"], EmbeddingBatch()), InvalidInput, "without a dense"),
-        ],
-    )
-    def test_a_bad_batch_changes_nothing(
-        self, index: Any, records: RecordBatch, error: type[Exception], says: str
-    ) -> None:
-        index.add(batch(["kept"], vectors(1, seed=9)))
-        version = index.version()
-        with pytest.raises(error, match=says):
-            index.add(records)
-        assert index.count() == 1
-        assert index.version() == version
-        assert isinstance(index.get(["kept"])[0], Record)
-
-    @pytest.mark.parametrize(
-        ("query", "k", "error"),
-        [
-            (Embedding(vectors(1, 8)[0]), 1, DimensionMismatch),
-            (Embedding(vectors(1)[0] * np.nan), 1, InvalidInput),
-            (Embedding(), 1, InvalidInput),
-            (Embedding(vectors(1)[0]), 0, InvalidInput),
-        ],
-    )
-    def test_a_bad_query(
-        self, index: Any, query: Embedding, k: int, error: type[Exception]
-    ) -> None:
-        index.add(batch(["a"], vectors(1)))
-        with pytest.raises(error):
-            index.search(query, k=k)
-
-    @pytest.mark.parametrize("where", [None, [], "all", {}])
-    def test_delete_needs_a_filter(self, index: Any, where: Any) -> None:
-        index.add(batch(["a"], vectors(1)))
-        with pytest.raises(InvalidInput, match="instead of a filter"):
-            index.delete(where)
-        assert index.count() == 1
+    def test_statistics(self, index: Any) -> None:
+        empty = index.stats()
+        assert (empty.records, empty.dimension, empty.metric) == (0, None, Metric.COSINE)
+        index.add(batch([f"r{i}" for i in range(500)], vectors(500)))
+        index.check_model("a model")
+        full = index.stats()
+        assert (full.records, full.dimension, full.model) == (500, 16, "a model")
+        assert full.kind
+        assert full.bytes > empty.bytes
+        assert 0 <= full.indexed <= 1
+        assert full.failures == 0
+        index.delete(Ids([f"r{i}" for i in range(100)]))
+        assert index.stats().records == 400

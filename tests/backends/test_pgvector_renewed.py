@@ -1,0 +1,110 @@
+"""What an index object does when its table is dropped, or made anew, beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import numpy as np
+import pytest
+
+from ragopt import Embedding, Ids
+from ragopt.errors import DimensionMismatch, InvalidInput, PruningWarning, StorageError
+from ragopt.indexes.pgvector import PgvectorIndex
+from ragopt.testing.faces import BothColours, Face
+from ragopt.testing.records import batch, vectors
+
+Make = Callable[..., PgvectorIndex]
+QUERY = Embedding(vectors(1)[0])
+
+
+class TestRenewed(BothColours):
+    @pytest.mark.parametrize("by_hand", [False, True])
+    def test_a_table_that_was_dropped(
+        self, make: Make, face: Face, by_hand: bool, postgres_dsn: str, table: str
+    ) -> None:
+        index = face(make())
+        for _ in range(2):  # what is added makes it anew, and that one goes as well
+            index.add(batch(["a", "b"], vectors(2)))
+            assert index.count() == 2
+            if by_hand:
+                asyncio.run(_executed(postgres_dsn, f"DROP TABLE {table}"))
+            else:
+                make().drop()
+            assert index.search(QUERY) == []
+            assert index.get(["a"]) == [None]
+            assert index.find() == []
+            assert index.count() == 0
+            assert index.delete(Ids(["a"])) == 0
+        index.close()
+
+    def test_a_table_of_another_dimension(self, make: Make, face: Face) -> None:
+        index = face(make())
+        index.add(batch(["a"], vectors(1)))
+        make().drop()
+        make().add(batch(["x", "y"], vectors(2, 8)))
+        uses: list[Callable[[], object]] = [
+            lambda: index.search(QUERY),
+            lambda: index.add(batch(["b"], vectors(1))),
+        ]
+        for use in uses:
+            with pytest.raises(DimensionMismatch, match=r"dimension 16, the index has 8\."):
+                use()
+        assert [hit.id for hit in index.search(Embedding(vectors(1, 8)[0]), k=1)] == ["x"]
+        assert index.count() == 2
+        index.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schema": "nope"}, r'schema "nope" does not exist\).*Create the schema, or name'),
+        ({"dimension": 16_001, "index": "none"}, "16,000"),
+    ],
+)
+def test_what_the_server_refuses(make: Make, options: dict[str, Any], says: str) -> None:
+    index = make(**options)
+    with pytest.raises((StorageError, InvalidInput), match=says) as caught:
+        index.add(batch(["a"], vectors(1, options.get("dimension", 16))))
+    assert "free space" not in str(caught.value)
+
+
+def test_a_database_that_is_not_there(postgres_dsn: str) -> None:
+    elsewhere = postgres_dsn.replace("@/postgres", "@/nowhere").replace("/postgres?", "/nowhere?")
+    says = r'"nowhere" does not exist\).*Create the database'
+    with PgvectorIndex(elsewhere, "t") as index, pytest.raises(StorageError, match=says):
+        index.count()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_dsn_of_sqlalchemy(driver: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"postgresql\+{driver}:// does. Leave out the part"):
+        PgvectorIndex(f"postgresql+{driver}://me:secret@localhost/db", "t")
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
+def test_the_length_of_a_query_is_no_part_of_its_cosine(make: Make, scale: float) -> None:
+    index = make(index="none")
+    index.add(batch([f"r{row}" for row in range(50)], vectors(50)))
+    query = vectors(1, seed=1)[0]
+    expected = index.search(Embedding(query))
+    hits = index.search(Embedding(np.float32(scale) * query))
+    assert [hit.id for hit in hits] == [hit.id for hit in expected]
+    assert [h.score for h in hits] == pytest.approx([h.score for h in expected], abs=1e-6)
+
+
+def test_a_text_of_too_many_words_is_named(make: Make) -> None:
+    index = make(text_search=True)
+    text = " ".join(f"w{number}" for number in range(16_001))
+    with pytest.warns(PruningWarning, match="text of the record 'long' has more than 16,000"):
+        index.add(batch(["long", "short"], vectors(2), texts=[text, "w1"]))
+
+
+async def _executed(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
