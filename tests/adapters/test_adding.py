@@ -137,9 +137,10 @@ class TestModels(BothColours):
         face(IndexVectorStore(index, Named("one"))).add_texts(["pears"])
         other = Named("two")
         store = face(IndexVectorStore(index, other))
-        for use in (store.add_texts, store.max_marginal_relevance_search, store.similarity_search):
+        uses = store.add_texts, store.max_marginal_relevance_search, store.similarity_search
+        for use, asked in zip(uses, (["apples"], "apples", "apples"), strict=True):
             with pytest.raises(InvalidInput, match="made by the model 'one', not by 'two'"):
-                use(["apples"] if use == store.add_texts else "apples")
+                use(asked)
         assert (index.count(), other.calls) == (1, 0)
         index.check_model("two", replace=True)  # it was renamed
         assert len(store.similarity_search("pears")) == 1

@@ -294,6 +294,30 @@ def test_nodes_that_cannot_be_stored() -> None:
         assert store.client.count() == 0
 
 
+class TestModels:
+    async def test_another_model_is_refused(self) -> None:
+        index = MemoryIndex()
+        IndexVectorStore(index, embed_model=EMBED).add(NODES[:1])
+        IndexVectorStore(index, embed_model=EMBED.model_name).add(NODES[1:2])
+        other = IndexVectorStore(index, embed_model="other")
+        with pytest.raises(InvalidInput, match="by the model 'ragopt/hashing', not by 'other'"):
+            other.add(NODES[2:])
+        with pytest.raises(InvalidInput, match="not by 'other'"):
+            await other.async_add(NODES[2:])
+        for asked in (query(), query(mode=VectorStoreQueryMode.SEMANTIC_HYBRID, query_str="cars")):
+            with pytest.raises(InvalidInput, match="not by 'other'"):
+                other.query(asked)
+            with pytest.raises(InvalidInput, match="not by 'other'"):
+                await other.aquery(asked)
+        by_words = query(mode=VectorStoreQueryMode.TEXT_SEARCH, query_str="cars")
+        assert other.query(by_words).ids == ["b"]
+        assert index.count() == 2
+
+    def test_a_model_without_a_name(self) -> None:
+        with pytest.raises(InvalidInput, match="does not tell the name"):
+            IndexVectorStore(MemoryIndex(), embed_model=MockEmbedding(embed_dim=64))
+
+
 class TestIndex:
     @pytest.fixture
     def index(self) -> VectorStoreIndex:

@@ -7,15 +7,17 @@ from typing import Any
 
 from langchain_core.embeddings import Embeddings
 
-from ragopt.errors import InvalidInput
-from ragopt.fusion import By
+from ragopt.fusion import By, ways_of
 from ragopt.indexes._faiss_kinds import Kind
+from ragopt.indexes._given import faiss_index, pgvector_index, redis_index
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.indexes.redis import RedisIndex
 from ragopt.langchain.vectorstores import IndexVectorStore
-from ragopt.protocols import Embedder
+from ragopt.protocols import Embedder, VectorIndex
 from ragopt.types import Metric
+
+_NAME = "langchain_passages"
 
 
 class FaissVectorStore(IndexVectorStore):
@@ -24,8 +26,9 @@ class FaissVectorStore(IndexVectorStore):
     Args:
         embedding: LangChain embeddings or a ragopt embedder.
         index: A ``FaissIndex`` that is there already; a new one if None.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        kind: ``flat`` is exact, ``auto`` becomes faster as it grows; see ``FaissIndex``.
+        metric: ``cosine`` (the default), ``ip`` or ``l2``; of a new index.
+        kind: ``flat`` (the default) is exact, ``auto`` becomes faster as it grows; see
+            ``FaissIndex``.
         by: How to search; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``FaissIndex``.
 
@@ -40,16 +43,13 @@ class FaissVectorStore(IndexVectorStore):
         embedding: Embeddings | Embedder,
         *,
         index: FaissIndex | None = None,
-        metric: Metric | str = Metric.COSINE,
-        kind: Kind = "flat",
+        metric: Metric | str | None = None,
+        kind: Kind | None = None,
         by: By = "dense",
         **index_options: Any,
     ) -> None:
-        super().__init__(
-            FaissIndex(metric=metric, kind=kind, **index_options) if index is None else index,
-            embedding,
-            by=by,
-        )
+        made = faiss_index(index, metric=metric, kind=kind, **index_options)
+        super().__init__(made, embedding, by=by)
 
     def save_local(self, folder_path: str | os.PathLike[str]) -> None:
         """Write the index to a folder, atomically; see ``FaissIndex.save``."""
@@ -76,15 +76,18 @@ class PGVectorStore(IndexVectorStore):
 
     Args:
         embedding: LangChain embeddings or a ragopt embedder.
-        index: A ``PgvectorIndex`` that is there already; a new one if None.
+        index: A ``PgvectorIndex`` that is there already; a new one if None, or if it says what a
+            new one is indexed with, such as ``"none"``.
         connection: ``postgresql://user:password@host:5432/database``, of a new index.
-        table_name: Of a new index. The table is made if it is not there.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        table_name: Of a new index, ``langchain_passages`` if None. The table is made if it is not
+            there.
+        metric: ``cosine`` (the default), ``ip`` or ``l2``; of a new index.
         by: How to search; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``PgvectorIndex``.
 
     Raises:
-        InvalidInput: Neither an index nor a connection was given.
+        InvalidInput: Neither an index nor a connection was given, or an index and what is for a
+            new one.
 
     Examples:
         >>> store = PGVectorStore(
@@ -98,22 +101,17 @@ class PGVectorStore(IndexVectorStore):
         self,
         embedding: Embeddings | Embedder,
         *,
-        index: PgvectorIndex | None = None,
+        index: PgvectorIndex | str | None = None,
         connection: str | None = None,
-        table_name: str = "langchain_passages",
-        metric: Metric | str = Metric.COSINE,
+        table_name: str | None = None,
+        metric: Metric | str | None = None,
         by: By = "dense",
         **index_options: Any,
     ) -> None:
-        if index is None:
-            if connection is None:
-                raise InvalidInput(
-                    "A PGVectorStore was made without a database.",
-                    fix="Pass connection='postgresql://user:password@host:5432/database', or an "
-                    "index.",
-                )
-            index = PgvectorIndex(connection, table_name, metric=metric, **index_options)
-        super().__init__(index, embedding, by=by)
+        place = {"dsn": connection, "table": table_name, "metric": metric}
+        options = {**place, **_text(index, by), **index_options}
+        made = pgvector_index(index, "connection", _NAME, **options)
+        super().__init__(made, embedding, by=by)
 
 
 class RedisVectorStore(IndexVectorStore):
@@ -122,9 +120,9 @@ class RedisVectorStore(IndexVectorStore):
     Args:
         embedding: LangChain embeddings or a ragopt embedder.
         index: A ``RedisIndex`` that is there already; a new one if None.
-        redis_url: Of a new index.
-        index_name: Of a new index. It is made if it is not there.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        redis_url: Of a new index; ``redis://localhost:6379`` if None.
+        index_name: Of a new index, ``langchain_passages`` if None. It is made if it is not there.
+        metric: ``cosine`` (the default), ``ip`` or ``l2``; of a new index.
         by: How to search; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``RedisIndex``.
 
@@ -139,12 +137,18 @@ class RedisVectorStore(IndexVectorStore):
         embedding: Embeddings | Embedder,
         *,
         index: RedisIndex | None = None,
-        redis_url: str = "redis://localhost:6379",
-        index_name: str = "langchain_passages",
-        metric: Metric | str = Metric.COSINE,
+        redis_url: str | None = None,
+        index_name: str | None = None,
+        metric: Metric | str | None = None,
         by: By = "dense",
         **index_options: Any,
     ) -> None:
-        if index is None:
-            index = RedisIndex(redis_url, index_name, metric=metric, **index_options)
-        super().__init__(index, embedding, by=by)
+        place = {"url": redis_url, "name": index_name, "metric": metric}
+        options = {**place, **_text(index, by), **index_options}
+        super().__init__(redis_index(index, _NAME, **options), embedding, by=by)
+
+
+def _text(index: object, by: By) -> dict[str, Any]:
+    """Return what a new index needs for what it is made for."""
+    is_new = not isinstance(index, VectorIndex)
+    return {"text_search": True} if is_new and "text" in ways_of(by) else {}

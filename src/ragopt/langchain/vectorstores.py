@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from ragopt._progress import Progress
 from ragopt._run import run
-from ragopt._runtime import ASYNC, SYNC, Runtime
-from ragopt.filters import Filter
-from ragopt.fusion import By, check_outputs, vectors_for
+from ragopt._runtime import ASYNC, SYNC
+from ragopt.fusion import By, check_outputs, ways_of
+from ragopt.indexes.checks import check_known
 from ragopt.langchain.adding import add
+from ragopt.langchain.asking import Asking, document_of
 from ragopt.langchain.embeddings import EmbedderEmbeddings, as_embedder
-from ragopt.langchain.filters import AnyFilter, selection, to_filter
-from ragopt.langchain.plain import document
+from ragopt.langchain.filters import AnyFilter, selection
 from ragopt.protocols import Embedder, VectorIndex
-from ragopt.retrieval.mmr import mmr
-from ragopt.types import Dense, EmbeddingBatch, Hit, Output, Record, RecordBatch
+from ragopt.types import Hit
 
 Store = TypeVar("Store", bound="IndexVectorStore")
 
+_ADDING = "metadatas", "ids", "batch_size", "progress"
 
-class IndexVectorStore(VectorStore):
+
+class IndexVectorStore(Asking, VectorStore):
     """Any ragopt index as a LangChain vector store, in both colours.
 
     ``filter`` is a ragopt ``Filter``, a dict (``{"year": {"$gte": 2020}}``), a filter of RedisVL
@@ -45,7 +45,8 @@ class IndexVectorStore(VectorStore):
         by: How to search; it also says which vectors are stored, the dense ones always.
 
     Raises:
-        InvalidInput: The embedder makes no vectors of the kind that ``by`` needs.
+        InvalidInput: The embedder makes no vectors of the kind that ``by`` needs. From every
+            method: it does not know an option, which might have been a filter.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class IndexVectorStore(VectorStore):
     ) -> None:
         self.index = index
         self.by = by
-        self._checked = False
         self.embedder = as_embedder(embedding)
-        if by != "dense":  # a spec may read files, and dense vectors are what every embedder makes
+        # A spec may read files, and dense vectors are what every embedder makes.
+        if ways_of(by) != {"dense"}:
             check_outputs(self.embedder.spec, by)
         self._embeddings = (
             embedding if isinstance(embedding, Embeddings) else EmbedderEmbeddings(embedding)
@@ -91,7 +92,7 @@ class IndexVectorStore(VectorStore):
             batch_size: Texts that are embedded and stored at a time.
             progress: Called after each batch with the texts that are stored and with all of them
                 (None where nobody knows); True for a bar on stderr.
-            kwargs: Accepted for the interface; not used.
+            kwargs: None is known.
 
         Returns:
             The ids, in order.
@@ -99,6 +100,7 @@ class IndexVectorStore(VectorStore):
         Raises:
             InvalidInput: The lengths differ, an id is given twice, or ``batch_size`` is below 1.
         """
+        check_known(kwargs, *_ADDING)
         return run(add(SYNC, self._store, texts, metadatas, ids, batch_size, progress))
 
     async def aadd_texts(
@@ -112,22 +114,16 @@ class IndexVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Embed texts and store them; see ``add_texts``."""
+        check_known(kwargs, *_ADDING)
         return await add(ASYNC, self._store, texts, metadatas, ids, batch_size, progress)
 
-    async def _store(
-        self,
-        io: Runtime,
-        ids: list[str],
-        texts: list[str],
-        metadatas: list[dict[str, Any]] | None,
-    ) -> None:
-        embedder, index = self.embedder, self.index
-        await self._check_model(io)
-        outputs: set[Output] = {"dense", *vectors_for(self.by)}
-        batch = await io.call(
-            embedder.embed, embedder.aembed, texts, role="document", outputs=outputs
-        )
-        await io.call(index.add, index.aadd, RecordBatch(ids, texts, batch, metadatas))
+    def add_documents(self, documents: Iterable[Document], **kwargs: Any) -> list[str]:
+        """Embed documents and store them, a generator's too; see ``add_texts``."""
+        return super().add_documents(list(documents), **kwargs)
+
+    async def aadd_documents(self, documents: Iterable[Document], **kwargs: Any) -> list[str]:
+        """Embed documents and store them, a generator's too; see ``add_texts``."""
+        return await super().aadd_documents(list(documents), **kwargs)
 
     def delete(
         self, ids: list[str] | None = None, *, filter: AnyFilter = None, **kwargs: Any
@@ -137,6 +133,7 @@ class IndexVectorStore(VectorStore):
         Raises:
             InvalidInput: Neither was given; ``index.clear()`` removes everything.
         """
+        check_known(kwargs, "ids", "filter")
         self.index.delete(selection(ids, filter))
         return True
 
@@ -144,6 +141,7 @@ class IndexVectorStore(VectorStore):
         self, ids: list[str] | None = None, *, filter: AnyFilter = None, **kwargs: Any
     ) -> bool:
         """Remove records; see ``delete``."""
+        check_known(kwargs, "ids", "filter")
         await self.index.adelete(selection(ids, filter))
         return True
 
@@ -151,67 +149,76 @@ class IndexVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents with these ids, in their order; missing ones are left out."""
-        return [_document(record) for record in self.index.get(ids) if record is not None]
+        return [document_of(record) for record in self.index.get(ids) if record is not None]
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents with these ids, in their order; missing ones are left out."""
-        return [_document(record) for record in await self.index.aget(ids) if record is not None]
+        return [document_of(record) for record in await self.index.aget(ids) if record is not None]
 
     def similarity_search(
-        self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, query: str, k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the ``k`` documents nearest to the query."""
-        return [_document(hit) for hit in run(self._search(SYNC, query, k, filter, **kwargs))]
+        """Return the ``k`` documents nearest to the query.
+
+        Args:
+            query: What to look for.
+            k: How many documents at most; None for all from ``min_score`` on.
+            filter: Which documents take part.
+            kwargs: ``by``, instead of the store's own, and ``min_score``, the least score.
+        """
+        return [document_of(hit) for hit in run(self._search(SYNC, query, k, filter, **kwargs))]
 
     async def asimilarity_search(
-        self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, query: str, k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to the query."""
-        return [_document(hit) for hit in await self._search(ASYNC, query, k, filter, **kwargs)]
+        return [document_of(hit) for hit in await self._search(ASYNC, query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, query: str, k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and their similarities: higher is better."""
         return _scored(run(self._search(SYNC, query, k, filter, **kwargs)))
 
     async def asimilarity_search_with_score(
-        self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, query: str, k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return documents and their similarities: higher is better."""
         return _scored(await self._search(ASYNC, query, k, filter, **kwargs))
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, embedding: list[float], k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [_document(hit) for hit in run(self._search(SYNC, embedding, k, filter, **kwargs))]
+        return [document_of(hit) for hit in run(self._search(SYNC, embedding, k, filter, **kwargs))]
 
     async def asimilarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, embedding: list[float], k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[Document]:
         """Return the ``k`` documents nearest to a vector."""
-        return [_document(hit) for hit in await self._search(ASYNC, embedding, k, filter, **kwargs)]
+        return [
+            document_of(hit) for hit in await self._search(ASYNC, embedding, k, filter, **kwargs)
+        ]
 
     def similarity_search_with_score_by_vector(
-        self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, embedding: list[float], k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the documents nearest to a vector and their similarities."""
         return _scored(run(self._search(SYNC, embedding, k, filter, **kwargs)))
 
     async def asimilarity_search_with_score_by_vector(
-        self, embedding: list[float], k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, embedding: list[float], k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Return the documents nearest to a vector and their similarities."""
         return _scored(await self._search(ASYNC, embedding, k, filter, **kwargs))
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, query: str, k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         return _relevant(run(self._search(SYNC, query, k, filter, **kwargs)))
 
     async def _asimilarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, filter: AnyFilter = None, **kwargs: Any
+        self, query: str, k: int | None = 4, filter: AnyFilter = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         return _relevant(await self._search(ASYNC, query, k, filter, **kwargs))
 
@@ -263,87 +270,6 @@ class IndexVectorStore(VectorStore):
         """Do ``max_marginal_relevance_search`` for a vector."""
         return await self._mmr(ASYNC, embedding, k, fetch_k, lambda_mult, filter, **kwargs)
 
-    async def _search(
-        self,
-        io: Runtime,
-        query: str | list[float] | Dense,
-        k: int,
-        filter: AnyFilter,
-        *,
-        by: By | None = None,
-        **_: Any,
-    ) -> list[Hit]:
-        where = to_filter(filter)
-        by = self.by if by is None else by
-        if isinstance(query, str):
-            batch = await self._embed(io, query, vectors_for(by))
-        else:
-            batch, by = EmbeddingBatch.of_dense(query), "dense"
-        return await self._hits(io, batch, query, k, where, by)
-
-    async def _mmr(
-        self,
-        io: Runtime,
-        query: str | list[float] | Dense,
-        k: int,
-        fetch_k: int,
-        lambda_mult: float,
-        filter: AnyFilter,
-        *,
-        by: By | None = None,
-        **_: Any,
-    ) -> list[Document]:
-        where = to_filter(filter)
-        by = self.by if by is None else by
-        if isinstance(query, str):
-            batch = await self._embed(io, query, vectors_for(by) | {"dense"})
-        else:
-            batch, by = EmbeddingBatch.of_dense(query), "dense"
-        hits = await self._hits(io, batch, query, max(k, fetch_k), where, by, embeddings=True)
-        found = [h.embedding.dense for h in hits if h.embedding and h.embedding.dense is not None]
-        if not found or batch.dense is None:
-            return []
-        chosen = mmr(batch.dense[0], np.stack(found), k=k, lambda_mult=lambda_mult)
-        return [_document(hits[position]) for position in chosen]
-
-    async def _hits(
-        self,
-        io: Runtime,
-        batch: EmbeddingBatch,
-        query: str | list[float] | Dense,
-        k: int,
-        where: Filter | None,
-        by: By,
-        *,
-        embeddings: bool = False,
-    ) -> list[Hit]:
-        (hits,) = await io.call(
-            self.index.search_batch,
-            self.index.asearch_batch,
-            batch,
-            k=k,
-            where=where,
-            embeddings=embeddings,
-            by=by,
-            texts=[query] if isinstance(query, str) else None,
-        )
-        return hits
-
-    async def _embed(self, io: Runtime, query: str, outputs: frozenset[Output]) -> EmbeddingBatch:
-        if not outputs:
-            return EmbeddingBatch()  # a search by words alone
-        await self._check_model(io)
-        embedder = self.embedder
-        return await io.call(
-            embedder.embed, embedder.aembed, [query], role="query", outputs=outputs
-        )
-
-    async def _check_model(self, io: Runtime) -> None:
-        """Refuse an index of another model's vectors, before the first of ours meet them."""
-        if not self._checked and (model := self.embedder.spec.model):
-            await io.call(self.index.check_model, self.index.acheck_model, model)
-        self._checked = True
-
     # -- construction ----------------------------------------------------------------------
 
     @classmethod
@@ -377,14 +303,9 @@ class IndexVectorStore(VectorStore):
         return store
 
 
-def _document(record: Record | Hit) -> Document:
-    # A record is the caller's own copy, and nobody else holds this one.
-    return document(record.id, record.text, record.metadata)
-
-
 def _scored(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
-    return [(_document(hit), hit.score) for hit in hits]
+    return [(document_of(hit), hit.score) for hit in hits]
 
 
 def _relevant(hits: Sequence[Hit]) -> list[tuple[Document, float]]:
-    return [(_document(hit), hit.relevance) for hit in hits]
+    return [(document_of(hit), hit.relevance) for hit in hits]

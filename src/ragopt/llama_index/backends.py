@@ -7,14 +7,18 @@ from typing import Any, Literal
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from llama_index.core.base.embeddings.base import BaseEmbedding
 
 from ragopt.errors import InvalidInput
 from ragopt.indexes._faiss_kinds import Kind
+from ragopt.indexes._given import faiss_index, pgvector_index, redis_index
 from ragopt.indexes.faiss import FaissIndex
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.indexes.redis import RedisIndex
 from ragopt.llama_index.vector_stores import IndexVectorStore, SparseSource
 from ragopt.types import Metric
+
+_NAME = "llamaindex_nodes"
 
 
 class FaissVectorStore(IndexVectorStore):
@@ -22,10 +26,12 @@ class FaissVectorStore(IndexVectorStore):
 
     Args:
         index: A ``FaissIndex`` that is there already; a new one if None.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
-        kind: ``flat`` is exact, ``auto`` becomes faster as it grows; see ``FaissIndex``.
+        metric: ``cosine`` (the default), ``ip`` or ``l2``; of a new index.
+        kind: ``flat`` (the default) is exact, ``auto`` becomes faster as it grows; see
+            ``FaissIndex``.
         sparse: What makes sparse vectors; see ``IndexVectorStore``.
         fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
+        embed_model: Whose vectors these are, to refuse another's; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``FaissIndex``.
 
     Examples:
@@ -37,15 +43,15 @@ class FaissVectorStore(IndexVectorStore):
         self,
         index: FaissIndex | None = None,
         *,
-        metric: Metric | str = Metric.COSINE,
-        kind: Kind = "flat",
+        metric: Metric | str | None = None,
+        kind: Kind | None = None,
         sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
+        embed_model: BaseEmbedding | str | None = None,
         **index_options: Any,
     ) -> None:
-        if index is None:
-            index = FaissIndex(metric=metric, kind=kind, **index_options)
-        super().__init__(index, sparse=sparse, fusion=fusion)
+        made = faiss_index(index, metric=metric, kind=kind, **index_options)
+        super().__init__(made, sparse=sparse, fusion=fusion, embed_model=embed_model)
 
     @classmethod
     def class_name(cls) -> str:
@@ -70,7 +76,7 @@ class FaissVectorStore(IndexVectorStore):
     def from_persist_path(
         cls, persist_path: str | os.PathLike[str], *, mmap: bool = False, **options: Any
     ) -> FaissVectorStore:
-        """Read an index that ``persist`` wrote; ``options`` are ``sparse`` and ``fusion``.
+        """Read an index that ``persist`` wrote; ``options`` are those of the class.
 
         With ``mmap`` its vectors are mapped into memory; see ``FaissIndex.load``.
         """
@@ -81,16 +87,20 @@ class PGVectorStore(IndexVectorStore):
     """PostgreSQL with pgvector, over asyncpg: see ``PgvectorIndex``.
 
     Args:
-        index: A ``PgvectorIndex`` that is there already; a new one if None.
+        index: A ``PgvectorIndex`` that is there already; a new one if None, or if it says what a
+            new one is indexed with, such as ``"none"``.
         connection_string: ``postgresql://user:password@host:5432/database``, of a new index.
-        table_name: Of a new index. The table is made if it is not there.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        table_name: Of a new index, ``llamaindex_nodes`` if None. The table is made if it is not
+            there.
+        metric: ``cosine`` (the default), ``ip`` or ``l2``; of a new index.
         sparse: What makes sparse vectors; see ``IndexVectorStore``.
         fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
+        embed_model: Whose vectors these are, to refuse another's; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``PgvectorIndex``.
 
     Raises:
-        InvalidInput: Neither an index nor a connection string was given.
+        InvalidInput: Neither an index nor a connection string was given, or an index and what is
+            for a new one.
 
     Examples:
         >>> store = PGVectorStore(connection_string="postgresql://me:secret@localhost/db")
@@ -98,24 +108,19 @@ class PGVectorStore(IndexVectorStore):
 
     def __init__(
         self,
-        index: PgvectorIndex | None = None,
+        index: PgvectorIndex | str | None = None,
         *,
         connection_string: str | None = None,
-        table_name: str = "llamaindex_nodes",
-        metric: Metric | str = Metric.COSINE,
+        table_name: str | None = None,
+        metric: Metric | str | None = None,
         sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
+        embed_model: BaseEmbedding | str | None = None,
         **index_options: Any,
     ) -> None:
-        if index is None:
-            if connection_string is None:
-                raise InvalidInput(
-                    "A PGVectorStore was made without a database.",
-                    fix="Pass connection_string='postgresql://user:password@host:5432/database', "
-                    "or an index.",
-                )
-            index = PgvectorIndex(connection_string, table_name, metric=metric, **index_options)
-        super().__init__(index, sparse=sparse, fusion=fusion)
+        place = {"dsn": connection_string, "table": table_name, "metric": metric}
+        made = pgvector_index(index, "connection_string", _NAME, **place, **index_options)
+        super().__init__(made, sparse=sparse, fusion=fusion, embed_model=embed_model)
 
     @classmethod
     def class_name(cls) -> str:
@@ -128,11 +133,12 @@ class RedisVectorStore(IndexVectorStore):
 
     Args:
         index: A ``RedisIndex`` that is there already; a new one if None.
-        redis_url: Of a new index.
-        index_name: Of a new index. It is made if it is not there.
-        metric: ``cosine``, ``ip`` or ``l2``; of a new index.
+        redis_url: Of a new index; ``redis://localhost:6379`` if None.
+        index_name: Of a new index, ``llamaindex_nodes`` if None. It is made if it is not there.
+        metric: ``cosine`` (the default), ``ip`` or ``l2``; of a new index.
         sparse: What makes sparse vectors; see ``IndexVectorStore``.
         fusion: Of the mode ``hybrid``; see ``IndexVectorStore``.
+        embed_model: Whose vectors these are, to refuse another's; see ``IndexVectorStore``.
         index_options: Other arguments of a new ``RedisIndex``.
 
     Examples:
@@ -143,16 +149,17 @@ class RedisVectorStore(IndexVectorStore):
         self,
         index: RedisIndex | None = None,
         *,
-        redis_url: str = "redis://localhost:6379",
-        index_name: str = "llamaindex_nodes",
-        metric: Metric | str = Metric.COSINE,
+        redis_url: str | None = None,
+        index_name: str | None = None,
+        metric: Metric | str | None = None,
         sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
+        embed_model: BaseEmbedding | str | None = None,
         **index_options: Any,
     ) -> None:
-        if index is None:
-            index = RedisIndex(redis_url, index_name, metric=metric, **index_options)
-        super().__init__(index, sparse=sparse, fusion=fusion)
+        place = {"url": redis_url, "name": index_name, "metric": metric}
+        made = redis_index(index, _NAME, **place, **index_options)
+        super().__init__(made, sparse=sparse, fusion=fusion, embed_model=embed_model)
 
     @classmethod
     def class_name(cls) -> str:

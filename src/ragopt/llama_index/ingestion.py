@@ -210,7 +210,7 @@ def _key(nodes: list[BaseNode]) -> list[Any] | None:
 def _encode(nodes: Sequence[BaseNode]) -> list[Any]:
     """Return the nodes as plain values, or raise if they do not tell everything of them."""
     try:
-        plain = [_plain(node) for node in nodes]
+        plain = [to_plain(node) for node in nodes]
         same = _decode(plain) == list(nodes)
     except (ValueError, CorruptData) as error:  # pydantic's too
         raise InvalidInput(f"A node has no plain form ({error}).", fix=_NOT_CACHED) from error
@@ -220,12 +220,6 @@ def _encode(nodes: Sequence[BaseNode]) -> list[Any]:
 
 
 _NOT_CACHED = "It is computed every time."
-
-
-def _plain(node: BaseNode) -> dict[str, Any]:
-    # Related nodes carry metadata too, which JSON mode would turn into strings.
-    related = node.model_dump(include={"relationships"})["relationships"]
-    return {**to_plain(node), "relationships": related}
 
 
 def _decode(stored: Any) -> list[BaseNode]:

@@ -11,6 +11,7 @@ from llama_index.core.schema import (
     IndexNode,
     Node,
     NodeWithScore,
+    RelatedNodeInfo,
     TextNode,
 )
 
@@ -74,9 +75,30 @@ def to_plain(node: BaseNode) -> dict[str, Any]:
             f"Nodes of type {type(node).__name__} cannot be stored.",
             fix=f"Use one of: {', '.join(sorted(_CLASSES))}.",
         )
-    fields = node.model_dump(mode="json", exclude_defaults=True)
+    try:
+        fields = node.model_dump(
+            mode="json", exclude_defaults=True, exclude={"metadata", "extra_info", "relationships"}
+        )
+        related = {
+            str(kind.value): [_related(each) for each in info]
+            if isinstance(info, list)
+            else _related(info)
+            for kind, info in node.relationships.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"The node {node.node_id!r} cannot be stored ({error}).",
+            fix="Keep strings, numbers, booleans, None, dates, and lists and dicts of them in it.",
+        ) from error
+    if related:
+        fields["relationships"] = related
     # JSON mode would turn dates into strings; records keep metadata as it is.
     return {**fields, "metadata": node.metadata, "class_name": name}
+
+
+def _related(info: RelatedNodeInfo) -> dict[str, Any]:
+    fields = info.model_dump(mode="json", exclude_defaults=True, exclude={"metadata"})
+    return {**fields, "metadata": info.metadata} if info.metadata else fields
 
 
 def from_plain(fields: dict[str, Any], *, text: str | None = None) -> BaseNode:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, MetadataMode
@@ -23,6 +24,7 @@ from ragopt._runtime import ASYNC, SYNC, Runtime
 from ragopt.errors import InvalidInput
 from ragopt.filters import Documents, Filter, to_filter
 from ragopt.fusion import By, Fusion, Way, vectors_for, ways_of
+from ragopt.indexes.checks import check_known
 from ragopt.llama_index.bge_m3 import BGEM3SparseEmbedding
 from ragopt.llama_index.embeddings import EmbedderEmbedding
 from ragopt.llama_index.filters import selection
@@ -34,6 +36,7 @@ from ragopt.types import EmbeddingBatch, SparseVector
 SparseSource: TypeAlias = BaseSparseEmbedding | EmbedderEmbedding | Embedder | None
 
 _FUSED = 4  # candidates of each kind for each result of a hybrid search
+_OPTIONS = "where", "mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k"  # of a query
 _MMR_FETCH = 4  # candidates for each result, unless ``mmr_prefetch_factor`` says otherwise
 
 
@@ -54,9 +57,11 @@ class IndexVectorStore(BasePydanticVectorStore):
             ``BaseSparseEmbedding``, or an embedder that makes them.
         fusion: How the two lists of a hybrid search become one: ``rrf`` or ``relative``; see
             ``ragopt.fusion.Fusion``.
+        embed_model: The model that LlamaIndex makes the dense vectors with, or its name. With it,
+            an index that another model's vectors are in is refused, by every add and query.
 
     Raises:
-        InvalidInput: There is no such fusion.
+        InvalidInput: There is no such fusion, or the model does not tell its name.
     """
 
     stores_text: bool = True
@@ -65,6 +70,7 @@ class IndexVectorStore(BasePydanticVectorStore):
     _index: VectorIndex = PrivateAttr()
     _sparse: BaseSparseEmbedding | None = PrivateAttr()
     _fusion: Literal["rrf", "relative"] = PrivateAttr()
+    _model: str | None = PrivateAttr()  # to be checked
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class IndexVectorStore(BasePydanticVectorStore):
         *,
         sparse: SparseSource = None,
         fusion: Literal["rrf", "relative"] = "rrf",
+        embed_model: BaseEmbedding | str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(stores_text=True, **options)
@@ -81,6 +88,7 @@ class IndexVectorStore(BasePydanticVectorStore):
         if sparse is not None and not isinstance(sparse, BaseSparseEmbedding):
             sparse = BGEM3SparseEmbedding(sparse)
         self._sparse = sparse
+        self._model = None if embed_model is None else _name_of(embed_model)
 
     @classmethod
     def class_name(cls) -> str:
@@ -101,13 +109,16 @@ class IndexVectorStore(BasePydanticVectorStore):
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Store nodes, replacing those whose id is there already; return the ids in order."""
+        check_known(add_kwargs, "nodes")
         return run(self._add(SYNC, list(nodes)))
 
     async def async_add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Store nodes; see ``add``."""
+        check_known(add_kwargs, "nodes")
         return await self._add(ASYNC, list(nodes))
 
     async def _add(self, io: Runtime, nodes: list[BaseNode]) -> list[str]:
+        await self._check_model(io)
         records = to_records(nodes)
         if self._sparse is not None and nodes:
             texts = [node.get_content(MetadataMode.EMBED) for node in nodes]
@@ -121,10 +132,12 @@ class IndexVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove the nodes of a document. A missing one is no error."""
+        check_known(delete_kwargs, "ref_doc_id")
         self._index.delete(Documents([ref_doc_id]))
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove the nodes of a document. A missing one is no error."""
+        check_known(delete_kwargs, "ref_doc_id")
         await self._index.adelete(Documents([ref_doc_id]))
 
     def delete_nodes(
@@ -138,6 +151,7 @@ class IndexVectorStore(BasePydanticVectorStore):
         Raises:
             InvalidInput: No condition was given; ``clear`` removes everything.
         """
+        check_known(delete_kwargs, "node_ids", "filters")
         self._index.delete(_some(selection(filters, node_ids)))
 
     async def adelete_nodes(
@@ -147,6 +161,7 @@ class IndexVectorStore(BasePydanticVectorStore):
         **delete_kwargs: Any,
     ) -> None:
         """Remove the nodes that meet every condition given; see ``delete_nodes``."""
+        check_known(delete_kwargs, "node_ids", "filters")
         await self._index.adelete(_some(selection(filters, node_ids)))
 
     def clear(self) -> None:
@@ -180,10 +195,13 @@ class IndexVectorStore(BasePydanticVectorStore):
             query: Embedding, number of nodes, filters, mode.
             kwargs: ``where`` is one more filter: a ragopt ``Filter`` or a dict, for what
                 LlamaIndex's own cannot say (booleans, dates). A retriever passes it on:
-                ``as_retriever(vector_store_kwargs={"where": F("draft") == False})``.
+                ``as_retriever(vector_store_kwargs={"where": F("draft") == False})``. In the mode
+                ``mmr``, ``mmr_threshold`` is from 0, as different as can be, to 1, the nearest;
+                ``mmr_prefetch_factor`` or ``mmr_prefetch_k`` says how many to choose from.
 
         Raises:
-            InvalidInput: The mode is not supported, or the query lacks what it needs.
+            InvalidInput: The mode is not supported, the query lacks what it needs, or there is no
+                such option.
         """
         return run(self._query(SYNC, query, kwargs))
 
@@ -194,15 +212,22 @@ class IndexVectorStore(BasePydanticVectorStore):
     async def _query(
         self, io: Runtime, query: VectorStoreQuery, options: dict[str, Any]
     ) -> VectorStoreQueryResult:
+        check_known({name: 0 for name in options if name not in _OPTIONS}, *_OPTIONS)
         varied = query.mode == VectorStoreQueryMode.MMR
         by = self._way(query)
+        if "dense" in vectors_for(by):
+            await self._check_model(io)
         vector = await self._vectors(io, query, by)
         k = query.similarity_top_k
         if isinstance(by, Fusion):
             k = query.hybrid_top_k or k
         elif by != "dense":
             k = query.sparse_top_k or k
-        fetch = max(k, int(k * options.get("mmr_prefetch_factor", _MMR_FETCH))) if varied else k
+        fetch = k
+        if varied:
+            most = options.get("mmr_prefetch_k")
+            most = most or int(k * options.get("mmr_prefetch_factor", _MMR_FETCH))
+            fetch = max(k, most)
         (hits,) = await io.call(
             self._index.search_batch,
             self._index.asearch_batch,
@@ -219,7 +244,8 @@ class IndexVectorStore(BasePydanticVectorStore):
         )
         if varied and hits and vector.dense is not None:
             found = [h.embedding.dense for h in hits if h.embedding]
-            threshold = 0.5 if query.mmr_threshold is None else query.mmr_threshold
+            threshold = options.get("mmr_threshold", query.mmr_threshold)
+            threshold = 0.5 if threshold is None else threshold
             vectors = np.stack([each for each in found if each is not None])
             hits = [hits[i] for i in mmr(vector.dense[0], vectors, k=k, lambda_mult=threshold)]
             for hit in hits:
@@ -229,6 +255,12 @@ class IndexVectorStore(BasePydanticVectorStore):
             similarities=[hit.score for hit in hits],
             ids=[hit.id for hit in hits],
         )
+
+    async def _check_model(self, io: Runtime) -> None:
+        """Refuse an index of another model's vectors, before the first of ours meet them."""
+        if self._model is not None:
+            await io.call(self._index.check_model, self._index.acheck_model, self._model)
+        self._model = None
 
     def _way(self, query: VectorStoreQuery) -> By:
         """Return how to search in a query's mode."""
@@ -293,6 +325,16 @@ class IndexVectorStore(BasePydanticVectorStore):
             )
             sparse = [SparseVector.from_dict(weights)]
         return EmbeddingBatch(dense, sparse)
+
+
+def _name_of(model: BaseEmbedding | str) -> str:
+    name = model if isinstance(model, str) else model.model_name
+    if name in ("", "unknown"):
+        raise InvalidInput(
+            f"The {type(model).__name__} does not tell the name of its model.",
+            fix="Give it a model_name, or pass the name: embed_model='all-MiniLM-L6-v2'.",
+        )
+    return name
 
 
 def _both(one: Filter | None, other: Filter | None) -> Filter | None:
