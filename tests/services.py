@@ -10,6 +10,7 @@ import asyncio
 import importlib.util
 import os
 import platform
+import random
 import shutil
 import signal
 import socket
@@ -19,11 +20,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+_CHANCE = random.SystemRandom()  # which no test seeds
+_GIVEN: set[int] = set()
 _PATIENCE = 30.0  # seconds for a server to start or to end
 
 
@@ -273,10 +276,17 @@ def postgres_server() -> Iterator[str]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that nothing listens on, and never the same one again.
+
+    It is below those that the kernel gives to connections, which might take it before a server can.
+    """
+    while True:
+        port = _CHANCE.randrange(20_000, 32_000)
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
 
 
 def _package(name: str) -> Path:

@@ -81,6 +81,7 @@ class TestFaissRabitqRefined(Trained):
     becomes = "IndexRefine"
 
 
+@pytest.mark.slow  # one of its like is among the fast ones
 class TestFaissAuto(Trained):
     __test__ = True
     options: ClassVar[dict[str, Any]] = {"kind": "auto"}

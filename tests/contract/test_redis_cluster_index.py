@@ -40,6 +40,7 @@ class TestText(OnRedisCluster, TextIndexContract):
         return self.fresh(kind="flat", text_search=True)
 
 
+@pytest.mark.slow
 class TestMulti(OnRedisCluster, MultiIndexContract):
     def make_index(self) -> RedisIndex:
         return self.fresh(kind="flat")
