@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import secrets
@@ -237,6 +238,53 @@ class TestWhatIsStored:
         assert nan is not None
         assert math.isnan(nan.metadata["nan"])
 
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            {"source": "x", "page": 1},
+            {"zz": 1, "é": 2, "b": 3, "aaa": 4, "": 5, "日": 6, "🙂": 7},
+            {"b": [{"y": 1, "x": ({"q": 1, "p": {"n": 1, "m": date.min}},)}], "a": 2},
+            {"$order": 1, "b": 2, "a": 3},
+            {"$order": {"y": 1, "x": date.min}},
+            {"b": {"$order": 1, "a": {"y": 1, "x": 2}}, "a": {"$date": 1, "z": 2, "c": 3}},
+            {},
+        ],
+    )
+    def test_keys_come_back_in_their_order(self, make: Make, metadata: dict[str, Any]) -> None:
+        index = make(4)
+        index.add(batch(["a"], metadatas=[metadata]))
+        where = Ids(["a"]) & ~(F("b").text_match("ß", case=False))  # decided in Python
+        for found in (*index.get(["a"]), *index.search(query(1, 1, 1, 1)), *index.find(where)):
+            assert found is not None
+            assert found.metadata == metadata
+            assert repr(found.metadata) == repr(metadata)  # which tells the order
+
+    async def test_their_order_is_kept_only_where_it_would_be_lost(
+        self, make: Make, postgres_dsn: str, table: str
+    ) -> None:
+        import asyncpg
+
+        async with make(4) as index:
+            ordered = {"page": 1, "source": "x", "nested": {"a": 1, "b": 2}}
+            ordered = {key: ordered[key] for key in ("page", "nested", "source")}
+            await index.aadd(batch(["a", "b"], metadatas=[ordered, {"b": 1, "a": 2}]))
+            connection = await asyncpg.connect(postgres_dsn)
+            try:
+                stored = await connection.fetch(f"SELECT metadata::text FROM {table} ORDER BY id")
+                assert [json.loads(row[0]) for row in stored] == [
+                    ordered,
+                    {"b": 1, "a": 2, "$order": [[1, 0]]},
+                ]
+                # Somebody's own SQL leaves a record that can be read.
+                await connection.execute(f"UPDATE {table} SET metadata = metadata || '{{\"c\":3}}'")
+            finally:
+                await connection.close()
+            first, second = await index.aget(["a", "b"])
+        assert first is not None
+        assert second is not None
+        assert first.metadata == {**ordered, "c": 3}
+        assert second.metadata == {"a": 2, "b": 1, "c": 3}
+
     def test_hostile_ids_and_values_are_found_as_themselves(self, make: Make) -> None:
         hostile = [
             "'; DROP TABLE x; --", '"', "\\", "%", "_", "$1", "{}", "[]", "null", "NULL", "''",
@@ -284,6 +332,7 @@ class TestWhatIsStored:
         index.add(batch(["d", "a"]))
         assert [record.id for record in index.find()] == ["b", "c", "d", "a"]
         assert [record.id for record in index.find(limit=2)] == ["b", "c"]
+        assert len(index.find(limit=2**63)) == 4  # more than the server can count to
 
 
 class TestSearch:

@@ -10,7 +10,7 @@ import asyncpg
 import numpy as np
 import pytest
 
-from ragopt import Embedding, Ids
+from ragopt import Embedding, EmbeddingBatch, Ids, SparseVector
 from ragopt.errors import DimensionMismatch, InvalidInput, PruningWarning, StorageError
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.testing.faces import BothColours, Face
@@ -54,6 +54,64 @@ class TestRenewed(BothColours):
                 use()
         assert [hit.id for hit in index.search(Embedding(vectors(1, 8)[0]), k=1)] == ["x"]
         assert index.count() == 2
+        index.close()
+
+    def test_what_fits_the_new_dimension_is_not_refused(self, make: Make, face: Face) -> None:
+        found, stored = face(make()), face(make())
+        for index in (found, stored):
+            index.add(batch(["a"], vectors(1)))
+        make().drop()
+        make().add(batch(["x"], vectors(1, 8)))
+        assert [hit.id for hit in found.search(Embedding(vectors(1, 8)[0]))] == ["x"]
+        stored.add(batch(["y"], vectors(1, 8)))
+        assert found.count() == stored.count() == 2
+        found.close()
+        stored.close()
+
+    def test_a_table_of_another_type(self, make: Make, face: Face) -> None:
+        index = face(make(16, index="none", max_connections=1))
+        records = batch(["a"], vectors(1))
+        index.add(records)
+        queries = EmbeddingBatch(vectors(2))
+        for options in ({"precision": "float16"}, {"precision": "float32"}):
+            for _ in range(3):  # so that the statement is kept, with the types of its columns
+                (hit, *_), _ = index.search_batch(queries, embeddings=True)
+            assert hit.embedding.dense == pytest.approx(vectors(1)[0], abs=1e-3)
+            make().drop()
+            make(16, index="none", **options).add(records)
+        index.close()
+
+    def test_what_else_is_asked_of_one_that_was_dropped(self, make: Make, face: Face) -> None:
+        index = face(make(text_search=True))
+        index.add(batch(["a"], vectors(1), texts=["word"]))
+        uses: list[Callable[[], object]] = [
+            index.version,
+            index.stats,
+            index.reindex,
+            index.enable_text_search,
+            index.clear,
+            lambda: index.search(Embedding(), by="text", text="word"),
+            lambda: index.search(Embedding(sparse=SparseVector.from_dict({1: 1.0})), by="sparse"),
+        ]
+        for use in uses:
+            before = index.version()
+            make().drop()
+            use()
+            assert index.version() != before
+            assert index.count() == 0
+            index.add(batch(["a"], vectors(1), texts=["word"]))
+            (hit,) = index.search(Embedding(), by="text", text="word")
+            assert hit.id == "a"
+        index.close()
+
+    def test_one_that_nobody_knows_any_more_is_left_alone(
+        self, make: Make, face: Face, postgres_dsn: str, table: str
+    ) -> None:
+        index = face(make())
+        index.add(batch(["a"], vectors(1)))
+        asyncio.run(_executed(postgres_dsn, f"DELETE FROM ragopt_index WHERE name = '{table}'"))
+        with pytest.raises(StorageError, match="was not made by ragopt"):
+            index.add(batch(["b"], vectors(1)))
         index.close()
 
 

@@ -10,6 +10,12 @@ begins with ``$``::
     special float      {"$float": "inf"}, {"$nan": true}
     any other dict whose keys are not all strings, or begin with $: {"$dict": [[key, value], ...]}
 
+``jsonb`` gives the keys of an object back in an order of its own: the shorter one first, in bytes,
+and those of one length as their bytes are. A dict in another order has one key more::
+
+    {"b": 1, "a": 2}           {"b": 1, "a": 2, "$order": [[1, 0]]}    each key's place in jsonb
+    {"$order": 1, "b": 2}      {"b": 2, "$order": [[1, 0], 1]}         metadata that has this key
+
 The texts of dates are of fixed width from the left, so comparing them byte by byte compares the
 dates; aware datetimes are compared as instants.
 """
@@ -22,12 +28,14 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from ragopt.errors import InvalidInput
 from ragopt.filters import And, Compare, Documents, Filter, Ids, Not, Or, Where
 from ragopt.types import Metadata
 
+_ORDER = "$order"
 _EXACT = 2.0**53  # from here on the shortest text of a float is not its value
 
 
@@ -41,7 +49,7 @@ def dump_metadata(metadata: Metadata) -> str:
         InvalidInput: It holds text that PostgreSQL cannot store, or is nested too deeply.
     """
     try:
-        tree = {storable(key): _tag(value) for key, value in metadata.items()}
+        tree = _with_order({storable(key): _tag(value) for key, value in metadata.items()})
         return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InvalidInput):
@@ -55,8 +63,42 @@ def dump_metadata(metadata: Metadata) -> str:
 def load_metadata(text: str) -> dict[str, Any]:
     """Read what ``dump_metadata`` wrote."""
     tree: dict[str, Any] = json.loads(text)
-    # Most metadata has no tag at all, and then there is nothing to look for.
-    return {key: _untag(value) for key, value in tree.items()} if '"$' in text else tree
+    tags = text.count('"$')
+    if tags and _ORDER in tree:
+        tags -= 1
+        tree = _in_order(tree)
+    # Most metadata has no other tag, and then there is nothing to look for.
+    return {key: _untag(value) for key, value in tree.items()} if tags else tree
+
+
+def _with_order(tree: dict[str, Any]) -> dict[str, Any]:
+    """Add the order of the keys, if jsonb would lose it."""
+    places = _places(tuple(tree))
+    if places or _ORDER in tree:
+        own = [tree[_ORDER]] if _ORDER in tree else []
+        tree[_ORDER] = [places, *own]
+    return tree
+
+
+@lru_cache(1_000)  # the records of a batch have the same keys, as a rule
+def _places(keys: tuple[str, ...]) -> list[int]:
+    """Return the place of each key in jsonb; nothing if they stand in that order."""
+    ordered = sorted(keys, key=lambda key: (len(key.encode()), key))
+    places = {key: place for place, key in enumerate(ordered)}
+    return [] if ordered == list(keys) else [places[key] for key in keys]
+
+
+def _in_order(tree: dict[str, Any]) -> dict[str, Any]:
+    """Undo what ``_with_order`` did."""
+    places, *own = tree[_ORDER]
+    if own:
+        tree[_ORDER] = own[0]
+    else:
+        del tree[_ORDER]
+    keys = list(tree)
+    if len(places) != len(keys):  # it had no other order, or somebody has changed it by SQL
+        return tree
+    return {keys[place]: tree[keys[place]] for place in places}
 
 
 def storable(text: str) -> str:
@@ -93,7 +135,7 @@ def _tag(value: Any) -> Any:
         return {"$tuple": [_tag(item) for item in value]}
     if kind is dict:
         if all(type(key) is str and not key.startswith("$") for key in value):
-            return {storable(key): _tag(item) for key, item in value.items()}
+            return _with_order({storable(key): _tag(item) for key, item in value.items()})
         return {"$dict": [[_tag(key), _tag(item)] for key, item in value.items()]}
     if kind is date or kind is datetime:
         return _tag_date(value)
@@ -141,9 +183,12 @@ def _untag(value: Any) -> Any:
     if isinstance(value, list):
         return [_untag(item) for item in value]
     if isinstance(value, dict):
-        for name, read in _UNTAG.items():
-            if name in value:
-                return read(value)
+        if _ORDER in value:
+            value = _in_order(value)
+        elif next(iter(value), "").startswith("$"):
+            for name, read in _UNTAG.items():
+                if name in value:
+                    return read(value)
         return {key: _untag(item) for key, item in value.items()}
     return value
 
