@@ -88,8 +88,11 @@ class Portal:
             self._thread.join()
 
     def _serve(self) -> None:
-        with self._runner as runner:  # on the way out it cancels what still runs
-            runner.run(self._ending.wait())
+        try:
+            with self._runner as runner:  # on the way out it cancels what still runs
+                runner.run(self._ending.wait())
+        finally:  # perhaps because an operation raised what ends a program
+            self._closed = True
 
 
 class _Process:

@@ -77,8 +77,7 @@ class Compare(Filter):
                 f"{self.op!r} is not a filter operator.",
                 fix=f"Use one of: {', '.join(OPERATORS)}.",
             )
-        several = self.op in ("in", "not_in", "any", "all")
-        if several:
+        if self.op in ("in", "not_in", "any", "all"):
             if isinstance(self.value, (str, bytes)) or not isinstance(self.value, Iterable):
                 raise InvalidInput(
                     f"The operator {self.op!r} on {self.key!r} got {self.value!r}.",
@@ -134,7 +133,7 @@ class Ids(Filter):
     values: frozenset[str]
 
     def __init__(self, values: Iterable[str]) -> None:
-        object.__setattr__(self, "values", _names(values))
+        object.__setattr__(self, "values", frozenset(ids_of(values)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class Documents(Filter):
     values: frozenset[str]
 
     def __init__(self, values: Iterable[str]) -> None:
-        object.__setattr__(self, "values", _names(values))
+        object.__setattr__(self, "values", frozenset(ids_of(values)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +194,15 @@ def _check_parts(parts: tuple[Filter, ...]) -> None:
             )
 
 
-def _names(values: Iterable[str]) -> frozenset[str]:
-    if isinstance(values, str):
-        raise InvalidInput(
-            f"The text {values!r} was given where ids are expected.", fix="Pass a list of ids."
-        )
-    names = frozenset(str.__str__(each) if isinstance(each, str) else each for each in values)
-    for name in names:
-        if type(name) is not str:
+def ids_of(values: Iterable[str]) -> list[str]:
+    """Return ids as plain strings, or raise InvalidInput for what can be no id."""
+    ids = [values] if isinstance(values, str) else list(values)
+    for each in ids:
+        if isinstance(values, str) or not isinstance(each, str):
             raise InvalidInput(
-                f"{name!r} was given where an id is expected.", fix="Ids are strings."
+                f"{each!r} was given where ids are expected.", fix="Pass a list of strings."
             )
-    return names
+    return [str.__str__(each) for each in ids]
 
 
 class F:

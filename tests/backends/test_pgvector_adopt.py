@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -24,15 +24,13 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from pydantic import AnyUrl
-from tests.backends.conftest import Make
+from tests.backends.conftest import Make, Sql
 
 from ragopt.errors import DimensionMismatch, InvalidInput, StorageError
 from ragopt.indexes._pgadopt import Adoption
 from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.llama_index import PGVectorStore
 from ragopt.types import Embedding
-
-Sql = Callable[..., list[Any]]
 
 # What the packages themselves execute: langchain-postgres 0.0.19 (and PGVector of before 0.0.10),
 # llama-index-vector-stores-postgres 0.9.
@@ -68,24 +66,6 @@ def uuid(number: int) -> str:
 
 def vector(number: float) -> str:
     return f"[1,{number},0.5,0]"
-
-
-@pytest.fixture
-def sql(postgres_dsn: str) -> Sql:
-    """Execute a statement, once for each tuple of arguments, and return the rows of the last."""
-    import asyncpg
-
-    async def execute(statement: str, rows: tuple[Any, ...]) -> list[Any]:
-        connection = await asyncpg.connect(postgres_dsn)
-        try:
-            found: list[Any] = []
-            for row in rows or ((),):
-                found = await connection.fetch(statement, *row)
-            return found
-        finally:
-            await connection.close()
-
-    return lambda statement, *rows: asyncio.run(execute(statement, rows))
 
 
 @pytest.fixture

@@ -543,6 +543,24 @@ class TestThePortal:
         assert second is not first
         second.close()
 
+    def test_an_operation_that_ends_the_thread_ends_that_one_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_portal, "_process", _portal._Process())
+
+        async def leave() -> None:
+            raise SystemExit(3)
+
+        async def stay() -> str:
+            return "here"
+
+        first = portal()
+        with pytest.raises(SystemExit):
+            first.call(leave)
+        first._thread.join()
+        assert portal().call(stay) == "here"
+        portal().close()
+
         async def nothing() -> None: ...
 
         with pytest.raises(RagoptError, match="is closed"):

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 import pytest
+from tests.backends.conftest import Sql
 from tests.backends.records import batch, query
 
 from ragopt._portal import portal
@@ -23,7 +24,6 @@ from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.types import Dense, Embedding, EmbeddingBatch, Hit, RecordBatch, SparseVector
 
 Make = Callable[..., PgvectorIndex]
-Sql = Callable[[str], list[Any]]
 
 _ROWS, _DIMENSION = 240, 16
 _VECTORS = np.random.default_rng(5).normal(size=(_ROWS, _DIMENSION)).astype(np.float32)
@@ -34,23 +34,6 @@ _HNSW = "hnsw (embedding vector_cosine_ops) WITH"
 _IVFFLAT = "ivfflat (embedding vector_cosine_ops) WITH"
 _HAMMING = "hnsw (((binary_quantize(embedding))::bit(16)) bit_hamming_ops) WITH"
 _CANDIDATES = "ef_construction='64'"
-
-
-@pytest.fixture
-def sql(postgres_dsn: str) -> Sql:
-    """Run a statement beside the index."""
-
-    def sql(statement: str) -> list[Any]:
-        async def execute() -> list[Any]:
-            connection = await asyncpg.connect(postgres_dsn)
-            try:
-                return list(await connection.fetch(statement))
-            finally:
-                await connection.close()
-
-        return asyncio.run(execute())
-
-    return sql
 
 
 def fill(index: PgvectorIndex, start: int = 0, end: int = _ROWS) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
 import numpy as np
 import pytest
+from tests.backends.conftest import Sql
 
 from ragopt import Embedding, EmbeddingBatch, Ids, SparseVector
 from ragopt.errors import DimensionMismatch, InvalidInput, PruningWarning, StorageError
@@ -23,14 +22,14 @@ QUERY = Embedding(vectors(1)[0])
 class TestRenewed(BothColours):
     @pytest.mark.parametrize("by_hand", [False, True])
     def test_a_table_that_was_dropped(
-        self, make: Make, face: Face, by_hand: bool, postgres_dsn: str, table: str
+        self, make: Make, face: Face, by_hand: bool, sql: Sql, table: str
     ) -> None:
         index = face(make())
         for _ in range(2):  # what is added makes it anew, and that one goes as well
             index.add(batch(["a", "b"], vectors(2)))
             assert index.count() == 2
             if by_hand:
-                asyncio.run(_executed(postgres_dsn, f"DROP TABLE {table}"))
+                sql(f"DROP TABLE {table}")
             else:
                 make().drop()
             assert index.search(QUERY) == []
@@ -105,11 +104,11 @@ class TestRenewed(BothColours):
         index.close()
 
     def test_one_that_nobody_knows_any_more_is_left_alone(
-        self, make: Make, face: Face, postgres_dsn: str, table: str
+        self, make: Make, face: Face, sql: Sql, table: str
     ) -> None:
         index = face(make())
         index.add(batch(["a"], vectors(1)))
-        asyncio.run(_executed(postgres_dsn, f"DELETE FROM ragopt_index WHERE name = '{table}'"))
+        sql(f"DELETE FROM ragopt_index WHERE name = '{table}'")
         with pytest.raises(StorageError, match="was not made by ragopt"):
             index.add(batch(["b"], vectors(1)))
         index.close()
@@ -158,11 +157,3 @@ def test_a_text_of_too_many_words_is_named(make: Make) -> None:
     text = " ".join(f"w{number}" for number in range(16_001))
     with pytest.warns(PruningWarning, match="text of the record 'long' has more than 16,000"):
         index.add(batch(["long", "short"], vectors(2), texts=[text, "w1"]))
-
-
-async def _executed(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

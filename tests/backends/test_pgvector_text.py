@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import asyncpg
 import numpy as np
 import pytest
 from tests.backends.test_pgvector_connections import statements
@@ -23,20 +21,6 @@ from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.text import term_vector
 
 _NOTHING = Embedding()
-
-
-@pytest.fixture
-def sql(postgres_dsn: str) -> Callable[[str], list[Any]]:
-    """Run a statement beside the index."""
-
-    async def execute(statement: str) -> list[Any]:
-        connection = await asyncpg.connect(postgres_dsn)
-        try:
-            return list(await connection.fetch(statement))
-        finally:
-            await connection.close()
-
-    return lambda statement: asyncio.run(execute(statement))
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import asyncpg
 import numpy as np
 import pytest
 
@@ -16,23 +14,6 @@ from ragopt.indexes.pgvector import PgvectorIndex
 from ragopt.types import Embedding, EmbeddingBatch, RecordBatch, SparseVector
 
 Make = Callable[..., PgvectorIndex]
-
-
-@pytest.fixture
-def sql(postgres_dsn: str) -> Callable[[str], list[Any]]:
-    """Run a statement beside the index."""
-
-    def sql(statement: str) -> list[Any]:
-        async def execute() -> list[Any]:
-            connection = await asyncpg.connect(postgres_dsn)
-            try:
-                return list(await connection.fetch(statement))
-            finally:
-                await connection.close()
-
-        return asyncio.run(execute())
-
-    return sql
 
 
 def columns(sql: Any, table: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import services, strategies
 from tests.backends.records import batch, query
+from tests.backends.redis_indexes import Make, redis_indexes
 from tests.backends.redis_shards import only
 from tests.services import RestartableRedis
 
@@ -41,34 +42,11 @@ from ragopt.indexes.redis import RedisIndex
 from ragopt.testing.records import exact_scores
 from ragopt.types import Embedding, EmbeddingBatch, IndexStats, Metric, RecordBatch
 
-Make = Callable[..., RedisIndex]
-
-
-@pytest.fixture
-def name() -> str:
-    return f"t_{secrets.token_hex(8)}"
-
 
 @pytest.fixture
 def make(redis_url: str, name: str) -> Iterator[Make]:
-    """Make indexes of one fresh name, and remove what they stored in the end."""
-    made: list[RedisIndex] = []
-
-    def make(dimension: int | None = None, **options: Any) -> RedisIndex:
-        index = RedisIndex(redis_url, options.pop("name", name), dimension, **options)
-        made.append(index)
-        return index
-
-    yield make
-    for index in made:
-        index.drop()
-        index.close()
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url, protocol=2) as client:
-        yield client
+    with redis_indexes(redis_url, name) as make:
+        yield make
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
 from tests.backends.records import batch
+from tests.backends.redis_indexes import Make, redis_indexes
 from tests.backends.redis_shards import only
 from tests.services import redis_server
 
@@ -23,34 +23,11 @@ from ragopt.indexes import _redis_heaviest
 from ragopt.indexes._redis_postings import BLOCK, READ, postings, scores, terms_of, unpack_sparse
 from ragopt.indexes.redis import RedisIndex
 
-Make = Callable[..., RedisIndex]
-
-
-@pytest.fixture
-def name() -> str:
-    return f"t_{secrets.token_hex(8)}"
-
 
 @pytest.fixture
 def make(redis_url: str, name: str) -> Iterator[Make]:
-    """Make indexes of one fresh name, and remove what they stored in the end."""
-    made: list[RedisIndex] = []
-
-    def make(**options: Any) -> RedisIndex:
-        index = RedisIndex(redis_url, name, **{"kind": "flat", **options})
-        made.append(index)
-        return index
-
-    yield make
-    for index in made:
-        index.drop()
-        index.close()
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url, protocol=2) as client:
-        yield client
+    with redis_indexes(redis_url, name, kind="flat") as make:
+        yield make
 
 
 def of(weights: dict[int, float]) -> SparseVector:

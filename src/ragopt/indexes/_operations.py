@@ -9,11 +9,10 @@ from dataclasses import replace
 
 from ragopt._runtime import Runtime
 from ragopt.errors import InvalidInput
-from ragopt.filters import Filter, Ids
+from ragopt.filters import Filter, Ids, ids_of
 from ragopt.indexes._searching import Searching
 from ragopt.indexes.checks import (
     check_columns,
-    check_ids,
     check_multi,
     check_sparse,
     copy_metadata,
@@ -82,7 +81,7 @@ class IndexOperations(Searching):
     async def _checked_get(
         self, io: Runtime, ids: Iterable[str], embeddings: bool
     ) -> list[Record | None]:
-        asked = check_ids(ids)
+        asked = ids_of(ids)
         found = await self._get(io, asked, embeddings)
         first = dict(zip(reversed(asked), reversed(range(len(asked))), strict=True))
         # Of an id that is given twice, each record is a copy of its own.

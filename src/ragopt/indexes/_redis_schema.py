@@ -9,7 +9,7 @@ holds
 * ``version``, replaced with every change, and ``seq``, the number of the last record added;
 * ``filling``, while the engine reads the records again that an index lost.
 
-All these keys share a hash tag: a cluster has them on one server. See ``_redis_cluster``.
+All these keys share a hash tag: a cluster has them on one server. See ``_redis_moving``.
 """
 
 from __future__ import annotations

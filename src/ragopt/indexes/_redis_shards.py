@@ -8,6 +8,8 @@ a whole is in one more hash, the root, which whoever makes the index writes firs
 * ``whole``, the token of the making once all of them were made: from then on one that is not there
   was lost;
 * ``seq``, the place of the last record added to any of them, and ``model``.
+
+All shards are asked at once. A sync call is handed to the portal's event loop for that.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
+from ragopt._portal import portal
 from ragopt._redis.connections import Words
 from ragopt._redis.servers import RedisServers
-from ragopt._runtime import Runtime
+from ragopt._runtime import ASYNC, Runtime
 from ragopt.errors import BackendUnavailable, StorageError
 from ragopt.indexes._redis_errors import explaining
 from ragopt.indexes._redis_made import Made, check_dimension, model_name, name_model
@@ -29,7 +32,11 @@ from ragopt.indexes._redis_schema import TRIES, Plan
 from ragopt.indexes._redis_shard import RedisShard
 from ragopt.indexes._redis_writing import Batch
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+Operation: TypeAlias = Callable[[Runtime, RedisShard], Coroutine[Any, Any, T]]
+"""What is done with a shard, in the colour that it is given."""
 
 
 class Shards(Protocol):
@@ -45,9 +52,7 @@ class Shards(Protocol):
         """Whether the index is, or will be, for searches by text."""
         ...
 
-    async def each(
-        self, io: Runtime, operation: Callable[[RedisShard], Coroutine[Any, Any, T]]
-    ) -> list[T]:
+    async def each(self, io: Runtime, operation: Operation[T]) -> list[T]:
         """Return the results of an operation on all shards, none where there is no index yet."""
         ...
 
@@ -67,16 +72,22 @@ class Shards(Protocol):
         """Remove the index."""
         ...
 
+    async def close(self, io: Runtime) -> None:
+        """Close the connections of sync calls and, in the async colour, the running loop's."""
+        ...
+
 
 class OneShard:
     """The shards of an index on a single server.
 
     Args:
+        servers: The server.
         shard: The only one.
     """
 
-    def __init__(self, shard: RedisShard) -> None:
+    def __init__(self, servers: RedisServers, shard: RedisShard) -> None:
         self.shard = shard
+        self.close = servers.close
         self._schema = shard.schema
 
     @property
@@ -89,11 +100,9 @@ class OneShard:
         """Whether the index is, or will be, for searches by text."""
         return self._schema.text
 
-    async def each(
-        self, io: Runtime, operation: Callable[[RedisShard], Coroutine[Any, Any, T]]
-    ) -> list[T]:
+    async def each(self, io: Runtime, operation: Operation[T]) -> list[T]:
         """Return the result of an operation, or none where there is no index yet."""
-        return [await operation(self.shard)] if await self._schema.opened(io) else []
+        return [await operation(io, self.shard)] if await self._schema.opened(io) else []
 
     async def add(self, io: Runtime, batch: Batch) -> None:
         """Store records; an error says from which one on they were not."""
@@ -137,6 +146,21 @@ class _Known(NamedTuple):
     shards: list[RedisShard]
 
 
+def _on_loop(
+    method: Callable[Concatenate[ClusterShards, Runtime, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[ClusterShards, Runtime, P], Coroutine[Any, Any, T]]:
+    """Run an operation on the caller's event loop or, for a sync call, on the portal's."""
+
+    async def on_loop(self: ClusterShards, io: Runtime, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def hop() -> T:
+            self.hopped = True
+            return portal().call(method, self, ASYNC, *args, **kwargs)
+
+        return await io.call(hop, lambda: method(self, io, *args, **kwargs))
+
+    return on_loop
+
+
 class ClusterShards:
     """The shards of an index on a cluster.
 
@@ -162,6 +186,7 @@ class ClusterShards:
         self._dimension = plan.dimension
         self._number = shards
         self._known: _Known | None = None
+        self.hopped = False
 
     @property
     def dimension(self) -> int | None:
@@ -174,20 +199,20 @@ class ClusterShards:
         known = self._known
         return self._plan.text if known is None else known.made.text
 
-    async def each(
-        self, io: Runtime, operation: Callable[[RedisShard], Coroutine[Any, Any, T]]
-    ) -> list[T]:
+    @_on_loop
+    async def each(self, io: Runtime, operation: Operation[T]) -> list[T]:
         """Return the results of an operation on all shards, none where there is no index yet."""
         for left in reversed(range(TRIES)):
             try:
                 shards = await self._opened(io)
-                return await io.gather(operation(shard) for shard in shards)
+                return await io.gather(operation(io, shard) for shard in shards)
             except ShardGone:
                 if not left:
                     raise
                 self._forget()
         raise AssertionError("the last try raises")
 
+    @_on_loop
     async def add(self, io: Runtime, batch: Batch) -> None:
         """Store records; an error says how many were not, and the first of them."""
         for left in reversed(range(TRIES)):
@@ -202,16 +227,19 @@ class ClusterShards:
             except StorageError as error:
                 raise batch.not_stored(error, stored) from error
 
+    @_on_loop
     async def made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
         """Name the model; None where there is no index yet."""
         if not (self._known or await self._learn(io)):
             return None
         return await name_model(partial(self._ask, io), self._root, model, replace)
 
+    @_on_loop
     async def model(self, io: Runtime) -> str | None:
         """Return the name of the model, of an index that is there."""
         return model_name(*await self._ask(io, ("HGET", self._root, "model")))
 
+    @_on_loop
     async def drop(self, io: Runtime) -> None:
         """Remove the index and whatever is left of it."""
         (text,) = await self._ask(io, ("HGET", self._root, "schema"))
@@ -223,6 +251,12 @@ class ClusterShards:
         await self._ask(io, ("DEL", self._root))
         self._forget()
         self._dimension = self._plan.dimension
+
+    async def close(self, io: Runtime) -> None:
+        """Close the connections of sync calls and, in the async colour, the running loop's."""
+        if self.hopped:
+            await io.cpu(lambda: portal().call(self._servers.close, ASYNC))
+        await self._servers.close(io)
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -324,8 +358,6 @@ class ClusterShards:
         errors: list[StorageError] = []
 
         async def store(shard: RedisShard) -> None:
-            if errors:  # in sync, where one shard after the other has its turn
-                return
             try:
                 await shard.writer.store(io, batch, shard.mine(batch.ids), first, stored)
             except StorageError as error:

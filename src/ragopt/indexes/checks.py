@@ -133,17 +133,6 @@ def plain_texts(texts: Iterable[str]) -> list[str]:
     return [str.__str__(text) for text in kept]
 
 
-def check_ids(ids: Iterable[str]) -> list[str]:
-    """Return ids to look for as a list, or raise InvalidInput for what can be no id."""
-    known = [ids] if isinstance(ids, str) else list(ids)
-    for each in known:
-        if isinstance(ids, str) or not isinstance(each, str):
-            raise InvalidInput(
-                f"{each!r} was given where ids are expected.", fix="Pass a list of strings."
-            )
-    return plain_texts(known)
-
-
 def copy_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return a deep copy of JSON-like metadata.
 

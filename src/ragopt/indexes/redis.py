@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from ragopt.indexes._redis_postings import Family
 from ragopt.indexes._redis_records import PRECISIONS, Placed, VectorPrecision, Vectors
 from ragopt.indexes._redis_schema import Plan, RedisSchema
 from ragopt.indexes._redis_shard import RedisShard, best
-from ragopt.indexes._redis_shards import ClusterShards, OneShard, Shards
+from ragopt.indexes._redis_shards import ClusterShards, OneShard, Operation, Shards
 from ragopt.indexes._redis_writing import Batch
 from ragopt.indexes.base import BaseVectorIndex
 from ragopt.text import WeightedTerms
@@ -138,7 +138,9 @@ class RedisIndex(BaseVectorIndex):
             self._shards = ClusterShards(self._servers, plan, shard, shards)
         elif shards is None:
             schema = RedisSchema(self._servers, plan)
-            self._shards = OneShard(RedisShard(schema, self._vectors, effort, timeout))
+            self._shards = OneShard(
+                self._servers, RedisShard(schema, self._vectors, effort, timeout)
+            )
         else:
             raise InvalidInput(
                 f"shards={shards} was given for the Redis server at {self._servers.name}.",
@@ -164,21 +166,19 @@ class RedisIndex(BaseVectorIndex):
         self._dimension = self._shards.dimension
 
     async def _close(self, io: Runtime) -> None:
-        await self._servers.close(io)
+        await self._shards.close(io)
 
-    async def _each(
-        self, io: Runtime, operation: Callable[[RedisShard], Coroutine[Any, Any, T]]
-    ) -> list[T]:
+    async def _each(self, io: Runtime, operation: Operation[T]) -> list[T]:
         """Return the results of an operation on all shards, none where there is no index yet."""
 
-        async def known(shard: RedisShard) -> T:
+        async def known(io: Runtime, shard: RedisShard) -> T:
             self._dimension = shard.schema.dimension
-            return await operation(shard)
+            return await operation(io, shard)
 
         return await self._shards.each(io, known)
 
     async def _stats(self, io: Runtime) -> IndexStats:
-        each = await self._each(io, lambda shard: shard.stats(io, self._metric))
+        each = await self._each(io, lambda io, shard: shard.stats(io, self._metric))
         records = sum(one.records for one in each)
         return IndexStats(
             records=records,
@@ -192,7 +192,7 @@ class RedisIndex(BaseVectorIndex):
         )
 
     async def _version(self, io: Runtime) -> str:
-        return ".".join(await self._each(io, lambda shard: shard.version(io))) or "empty"
+        return ".".join(await self._each(io, lambda io, shard: shard.version(io))) or "empty"
 
     async def _made_by(self, io: Runtime, model: str | None, replace: bool) -> str | None:
         return await self._shards.made_by(io, model, replace)
@@ -205,12 +205,12 @@ class RedisIndex(BaseVectorIndex):
             self._dimension = self._shards.dimension
 
     async def _delete(self, io: Runtime, where: Filter | None) -> int:
-        return sum(await self._each(io, lambda shard: shard.delete(io, where)))
+        return sum(await self._each(io, lambda io, shard: shard.delete(io, where)))
 
     async def _get(self, io: Runtime, ids: Sequence[str], embeddings: bool) -> list[Record | None]:
         records: list[Record | None] = [None] * len(ids)
 
-        async def get(shard: RedisShard) -> None:
+        async def get(io: Runtime, shard: RedisShard) -> None:
             mine = shard.mine(ids)
             found = await shard.get(io, [ids[row] for row in mine], embeddings)
             for row, record in zip(mine, found, strict=True):
@@ -224,16 +224,16 @@ class RedisIndex(BaseVectorIndex):
     ) -> list[Record]:
         if limit is not None and limit <= 0:
             return []
-        found = await self._each(io, lambda shard: shard.find(io, where, limit, embeddings))
+        found = await self._each(io, lambda io, shard: shard.find(io, where, limit, embeddings))
         return [record for _, record in _merged(found, itemgetter(0), limit)]
 
     async def _count(self, io: Runtime, where: Filter | None) -> int:
-        return sum(await self._each(io, lambda shard: shard.count(io, where)))
+        return sum(await self._each(io, lambda io, shard: shard.count(io, where)))
 
     async def _search(
         self, io: Runtime, queries: Dense, k: int | None, *how: Any
     ) -> list[list[Hit]]:
-        async def search(shard: RedisShard) -> list[list[Placed]]:
+        async def search(io: Runtime, shard: RedisShard) -> list[list[Placed]]:
             self._check_dimension(queries.shape[1], "query")
             return await shard.search(io, self._metric, queries, k, *how)
 
@@ -257,11 +257,11 @@ class RedisIndex(BaseVectorIndex):
         k: int | None,
         *how: Any,
     ) -> list[list[Hit]]:
-        found = await self._each(io, lambda shard: shard.weigh(io, family, queries, k, *how))
+        found = await self._each(io, lambda io, shard: shard.weigh(io, family, queries, k, *how))
         return _best(found, len(queries), k)
 
     async def _frequencies(self, io: Runtime, terms: Sequence[int]) -> tuple[int, list[int]]:
-        counted = await self._each(io, lambda shard: shard.heaviest.count(io, terms))
+        counted = await self._each(io, lambda io, shard: shard.heaviest.count(io, terms))
         if not self._shards.text:
             raise no_texts(self._name)
         holding = [sum(each) for each in zip(*(numbers for _, numbers in counted), strict=True)]

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, TypeVar
 from ragopt._progress import Progress, tallied
 from ragopt._runtime import Runtime
 from ragopt.errors import InvalidInput
-from ragopt.indexes.checks import check_ids, check_unique
+from ragopt.filters import ids_of
+from ragopt.indexes.checks import check_unique
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ async def add(
                 f"{len(column)} {name} came with {total} texts. Nothing was stored.",
                 fix="Pass one for each text.",
             )
-    check_unique(check_ids(id_ for id_ in ids or () if id_ is not None))
+    check_unique(ids_of(id_ for id_ in ids or () if id_ is not None))
     left, stored = iter(texts), list[str]()
     with tallied(progress, total, "stored") as tally:
         while batch := list(islice(left, batch_size)):
