@@ -183,6 +183,8 @@ class EmbeddingBatch:
     multi: Sequence[Dense] | None = None
 
     def __post_init__(self) -> None:
+        if self.sparse is None and self.multi is None:
+            return
         sizes = {len(part) for part in (self.dense, self.sparse, self.multi) if part is not None}
         if len(sizes) > 1:
             raise InvalidInput(

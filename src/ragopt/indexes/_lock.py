@@ -64,17 +64,18 @@ class _Reading:
         return getattr(self._mine, "held", 0)
 
     def __enter__(self) -> None:
-        lock, held = self._lock, self.held
+        lock, mine, held = self._lock, self._mine, self.held
         if not held:  # a filter may be a function, which reads again: a writer waits for it already
             with lock._mutex:  # entered in C, unlike the condition over it
                 while lock._writing or lock._writers_waiting:
                     lock._condition.wait()
                 lock._readers += 1
-        self._mine.held = held + 1
+        mine.held = held + 1
 
     def __exit__(self, *_: object) -> None:
-        lock, self._mine.held = self._lock, self.held - 1
-        if self.held:
+        lock, mine = self._lock, self._mine
+        mine.held -= 1
+        if mine.held:
             return
         with lock._mutex:
             lock._readers -= 1

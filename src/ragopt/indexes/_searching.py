@@ -282,7 +282,8 @@ class Searching(ABC):
                 f"{len(ids)} ids came with {len(vectors)} vectors.", fix="Pass one for each record."
             )
         self._check_dimension(vectors.shape[1], what)
-        if not np.isfinite(vectors).all():  # all at once, since there may be many
+        # All at once: the sum of the squares is no number if one of them is none.
+        if not isfinite(np.vdot(vectors, vectors)):
             check_finite(vectors, "vector", what, ids)
         return vectors
 
@@ -311,7 +312,7 @@ def _checked(how: How) -> How:
         k = 0
     if k < 1:
         raise InvalidInput(f"The best {how.k!r} hits were asked for.", fix="Ask for 1 or more.")
-    return how._replace(k=min(k, _MOST))
+    return how if k is how.k and k <= _MOST else how._replace(k=min(k, _MOST))
 
 
 def _candidates(how: How, fusion: Fusion) -> How:

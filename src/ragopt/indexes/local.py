@@ -284,15 +284,18 @@ class LocalIndex(BaseVectorIndex):
     ) -> list[Hit]:
         table = self._table
         vectors = self._vectors(rows) if embeddings and len(rows) else None
+        ids, texts, metadatas, documents = (
+            table.ids, table.texts, table.metadatas, table.document_ids,
+        )  # fmt: skip
         return [
             Hit(
-                id=table.ids[row],
-                score=score,
-                relevance=relevant(score),
-                text=table.texts[row],
-                metadata=copied(table.metadatas[row]),
-                document_id=table.document_ids[row],
-                embedding=None if vectors is None else table.embedding(row, vectors[rank]),
+                ids[row],
+                score,
+                relevant(score),
+                texts[row],
+                copied(metadatas[row]),
+                documents[row],
+                None if vectors is None else table.embedding(row, vectors[rank]),
             )
             for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True))
             if min_score is None or score >= min_score

@@ -28,7 +28,7 @@ def relevance(metric: Metric, query: Dense) -> Callable[[float], float]:
     if metric is Metric.L2:
         return lambda score: 1 / (1 - min(score, 0.0))
     # A zero query has the score 0 with everything: by any scale, relevance is a half.
-    square = 1.0 if metric is Metric.COSINE else float(query @ query) or 1.0
+    square = 1.0 if metric is Metric.COSINE else float(query.dot(query)) or 1.0
     return lambda score: min(max((1 + score / square) / 2, 0.0), 1.0)
 
 

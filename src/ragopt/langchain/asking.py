@@ -144,7 +144,8 @@ def document_of(record: Record | Hit) -> Document:
 
 def _one(query: list[float] | Dense) -> EmbeddingBatch:
     batch = EmbeddingBatch.of_dense(query)
-    if len(batch) != 1 or np.ndim(query) != 1:
+    # A list of one list would be a batch too.
+    if batch.dense is None or batch.dense.shape != (1, len(query)):
         raise InvalidInput(
             f"A search was given a vector of the shape {np.shape(query)}.",
             fix="Pass one vector: a list of numbers.",
