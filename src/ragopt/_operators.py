@@ -11,7 +11,7 @@ from typing import Any
 MISSING = object()
 
 
-def _rank(value: object) -> str:
+def family_of(value: object) -> str:
     """Return the family of types within which values compare."""
     if isinstance(value, bool):
         return "bool"
@@ -23,12 +23,13 @@ def _rank(value: object) -> str:
 
 
 def _same(left: object, right: object) -> bool:
-    return left == right and _rank(left) == _rank(right)
+    return left == right and family_of(left) == family_of(right)
 
 
 def _ordered(left: Any, right: Any, test: Callable[[Any, Any], bool]) -> bool:
-    rank = _rank(left)
-    return rank == _rank(right) and rank not in ("NoneType", "list", "dict") and test(left, right)
+    family = family_of(left)
+    comparable = family == family_of(right) and family not in ("NoneType", "list", "dict")
+    return comparable and test(left, right)
 
 
 def _holds(values: object, wanted: object) -> bool:

@@ -26,7 +26,7 @@ from ragopt.types import (
 )
 
 if TYPE_CHECKING:
-    from ragopt.filters import Filter
+    from ragopt.filters import Filter, Scalar
 
 
 class Clock(Protocol):
@@ -290,6 +290,18 @@ class VectorIndex(Protocol):
         ...
 
     async def acount(self, where: Filter | None = None, /) -> int: ...
+
+    def counts(self, key: str, where: Filter | None = None, /) -> list[tuple[Scalar, int]]:
+        """Return each value of a metadata key, and how many of the records have it.
+
+        The most frequent comes first. A record counts once for each different item of a list, and
+        for nothing if it lacks the key.
+        """
+        ...
+
+    async def acounts(
+        self, key: str, where: Filter | None = None, /
+    ) -> list[tuple[Scalar, int]]: ...
 
     def clear(self) -> None:
         """Remove every record."""

@@ -205,6 +205,7 @@ class TestAsOneExactIndex:
             near = index.search(dense, k=None, min_score=least, where=where)
             assert told(near) == told(oracle.search(dense, k=None, min_score=least, where=where))
             assert index.count(where) == oracle.count(where)
+            assert index.counts("tag", where) == oracle.counts("tag", where)
             for limit in (None, 0, 5):
                 listed = index.find(where, limit=limit, embeddings=True)
                 expected = oracle.find(where, limit=limit, embeddings=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.strategies import FILTERS, METADATA
+from tests.strategies import FILTERS, KEYS, METADATA
 
 from ragopt import (
     Embedding,
@@ -25,7 +25,7 @@ from ragopt import (
     RedisIndex,
     SparseVector,
 )
-from ragopt.filters import Filter, compile_filter
+from ragopt.filters import F, Filter, compile_filter
 from ragopt.fusion import By
 from ragopt.protocols import VectorIndex
 
@@ -89,6 +89,8 @@ def check(
         assert [record.id for record in index.find(where)] == wanted
         assert [record.id for record in index.find(where, limit=2)] == wanted[:2]
         assert index.count(where) == len(wanted)
+        for key in KEYS:
+            assert _shown(index.counts(key, where)) == _shown(oracle.counts(key, where))
         for by in WAYS:
             expected = oracle.search(query, k=k, where=where, by=by)
             _same(index.search(query, k=k, where=where, by=by), expected)
@@ -163,6 +165,19 @@ def test_random_cases(indexes: dict[Metric, VectorIndex], **case: Any) -> None:
 @CASES
 def test_two_thousand_random_cases(indexes: dict[Metric, VectorIndex], **case: Any) -> None:
     check(indexes, **case)
+
+
+@given(st.lists(METADATA, min_size=1, max_size=8))
+def test_counts_are_those_of_filters(metadatas: list[dict[str, Any]]) -> None:
+    index, ids = MemoryIndex(), [str(row) for row in range(len(metadatas))]
+    zeros = EmbeddingBatch.of_dense(np.zeros((len(ids), DIMENSION), np.float32))
+    index.add(RecordBatch(ids, ids, zeros, metadatas))
+    for key in KEYS:
+        counts = index.counts(key)
+        for value, number in counts:
+            assert index.count((F(key) == value) | F(key).contains(value)) == number
+        assert len({_shown(value) for value, _ in counts}) == len(counts)
+        assert [number for _, number in counts] == sorted((n for _, n in counts), reverse=True)
 
 
 def test_control_another_order_is_noticed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,13 @@ def test_the_length_of_a_vector_is_no_part_of_its_cosine(kind: Kind, scale: floa
         hits = index.search(Embedding(asked))
         assert [hit.id for hit in hits] == [hit.id for hit in expected]
         assert [h.score for h in hits] == pytest.approx([h.score for h in expected], abs=1e-6)
+
+
+def test_an_instant_that_utc_has_not_is_counted() -> None:
+    index, tokyo = MemoryIndex(), timezone(timedelta(hours=9))
+    first = datetime(1, 1, 1, tzinfo=tokyo)
+    index.add(batch(["a", "b"], vectors(2), [{"at": first}, {"at": [first, first]}]))
+    assert index.counts("at") == [(first, 2)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

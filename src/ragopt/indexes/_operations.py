@@ -6,10 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
+from ragopt._operators import MISSING
 from ragopt._runtime import Runtime
 from ragopt.errors import InvalidInput
-from ragopt.filters import Filter, Ids, ids_of
+from ragopt.filters import Compare, Filter, Ids, Scalar, ids_of
+from ragopt.indexes._counting import by_frequency
 from ragopt.indexes._searching import Searching
 from ragopt.indexes.checks import (
     check_columns,
@@ -61,6 +64,14 @@ class IndexOperations(Searching):
 
     @abstractmethod
     async def _count(self, io: Runtime, where: Filter | None) -> int: ...
+
+    async def _counts(self, io: Runtime, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        """Return what records have under a key, lists as they are, and how many have just that.
+
+        The same may come several times, and ``MISSING`` too. An index that can do so reads less.
+        """
+        found = await self._find(io, where, None, False)
+        return [(record.metadata.get(key, MISSING), 1) for record in found]
 
     @abstractmethod
     async def _stats(self, io: Runtime) -> IndexStats: ...
@@ -120,6 +131,12 @@ class IndexOperations(Searching):
         finally:  # after a failure too: a server may have stored what it could not confirm
             await self._tell(io, [*ids, *(copy.document_ids or [])])
         return ids
+
+    async def _checked_counts(
+        self, io: Runtime, key: str, where: Filter | None
+    ) -> list[tuple[Scalar, int]]:
+        Compare(key, "exists")  # raises for what can be no key
+        return await io.cpu(by_frequency, await self._counts(io, key, where))
 
     async def _check_model(
         self, io: Runtime, model: str, replace: bool, outcome: str = "Nothing was stored."

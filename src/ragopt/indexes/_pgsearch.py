@@ -12,7 +12,7 @@ from ragopt._runtime import ASYNC, Runtime
 from ragopt.filters import Filter, Ids, Predicate
 from ragopt.fusion import Way
 from ragopt.indexes._pgindexes import EF_SEARCH, bits_of
-from ragopt.indexes._pgjson import Condition
+from ragopt.indexes._pgjson import Condition, load_metadata
 from ragopt.indexes._pgschema import Schema
 from ragopt.indexes._pgtable import PgTable, fields, predicate
 from ragopt.indexes._pgvectors import SPARSE_ENTRIES, pack_dense, pack_sparse
@@ -91,6 +91,9 @@ class PgSearch(PgTable):
             for rows, query in zip(found, queries, strict=True)
         ]
 
+    async def _counts(self, io: Runtime, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        return await self._run(io, self._count_values, key, where)
+
     async def _legs(
         self,
         io: Runtime,
@@ -118,6 +121,22 @@ class PgSearch(PgTable):
             if not condition.exact and self._ready:
                 condition = Condition(Ids(await self._matching(connection, where)), first=first)
             yield condition
+
+    async def _count_values(self, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        async with (
+            self._connection() as connection,
+            self._searching(connection, 1, where) as condition,
+        ):
+            if not self._ready:
+                return []
+            rows = await connection.fetch(
+                "SELECT jsonb_build_object('value', value), count(*) "
+                f"FROM (SELECT metadata -> $1::text AS value FROM {self._table} "
+                f"WHERE {condition.sql}) AS records WHERE value IS NOT NULL GROUP BY value",
+                key,
+                *condition.parameters,
+            )
+        return [(load_metadata(text)["value"], number) for text, number in rows]
 
     async def _nearest(
         self,

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
+from ragopt._operators import MISSING
 from ragopt._runtime import Runtime
-from ragopt.filters import Filter, Ids, compile_filter
+from ragopt.filters import And, F, Filter, Ids, compile_filter
 from ragopt.indexes._redis_heaviest import Heaviest
 from ragopt.indexes._redis_postings import Family
 from ragopt.indexes._redis_reading import RedisReader, names_of
@@ -174,6 +175,22 @@ class RedisShard:
             return await self.reader.count(io, condition)
         pages = self.reader.pages(io, where, _CHECKED)
         return len({record.id async for _, record in pages})
+
+    async def counts(self, io: Runtime, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        """Return what the records that match have under a metadata key.
+
+        The engine has digests of the values alone, so the metadata are read of those that have any.
+        """
+        if isinstance(where, Ids):
+            read = await self.reader.read(io, self._among(where), _CHECKED)
+            found = [record for record, _ in read if record is not None]
+            values = {record.id: record.metadata.get(key, MISSING) for record in found}
+        else:
+            there = F(key).exists()
+            pages = self.reader.pages(io, there if where is None else And((where, there)), _CHECKED)
+            # One that is replaced meanwhile comes twice.
+            values = {record.id: record.metadata[key] async for _, record in pages}
+        return [(value, 1) for value in values.values()]
 
     async def delete(self, io: Runtime, where: Filter | None) -> int:
         """Remove the records that match, or all; return how many there were."""

@@ -10,7 +10,7 @@ import numpy as np
 from ragopt._run import run
 from ragopt._runtime import ASYNC, SYNC
 from ragopt.errors import InvalidInput
-from ragopt.filters import Filter
+from ragopt.filters import Filter, Scalar
 from ragopt.fusion import By
 from ragopt.indexes._operations import IndexOperations
 from ragopt.indexes._searching import How
@@ -142,6 +142,36 @@ class BaseVectorIndex(IndexOperations):
     async def acount(self, where: Filter | None = None, /) -> int:
         """Return how many records there are, or how many match."""
         return await self._count(ASYNC, where)
+
+    def counts(self, key: str, where: Filter | None = None, /) -> list[tuple[Scalar, int]]:
+        """Return each value of a metadata key, and how many of the records have it.
+
+        The most frequent comes first; equally frequent ones are in order: None, False and True,
+        numbers, dates, times, times with a zone, texts. A record counts once for each different
+        item of a list, and for nothing if it lacks the key: ``count(~F(key).exists())`` counts
+        those.
+
+        Values are the same if a filter takes them for the same: ``True`` is not 1, and 1.0 is,
+        which comes back as 1; times with a zone come back in UTC. What no filter can ask for (a
+        dict, a list in a list, NaN, bytes) is left out.
+
+        PostgreSQL looks at every record that matches, and returns the values alone. Redis has to
+        send the metadata of every record that matches and has the key, which takes as long as
+        ``find``.
+
+        Args:
+            key: The metadata key.
+            where: Which records are counted; None for all.
+
+        Raises:
+            InvalidInput: No filter could have this key.
+            StorageError: The backend failed.
+        """
+        return run(self._checked_counts(SYNC, key, where))
+
+    async def acounts(self, key: str, where: Filter | None = None, /) -> list[tuple[Scalar, int]]:
+        """Return each value of a metadata key, and how many records have it; see ``counts``."""
+        return await self._checked_counts(ASYNC, key, where)
 
     def clear(self) -> None:
         """Remove every record."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ragopt._operators import MISSING
 from ragopt._runtime import Runtime, Turns
 from ragopt.errors import UnkeyableValue
 from ragopt.filters import Filter, Ids
@@ -97,6 +98,9 @@ class LocalIndex(BaseVectorIndex):
     async def _count(self, io: Runtime, where: Filter | None) -> int:
         return await io.brief(self._turns, self._count_now, where)
 
+    async def _counts(self, io: Runtime, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        return await io.brief(self._turns, self._counts_now, key, where)
+
     async def _stats(self, io: Runtime) -> IndexStats:
         return await io.brief(self._turns, self._stats_now)
 
@@ -175,6 +179,12 @@ class LocalIndex(BaseVectorIndex):
     def _count_now(self, where: Filter | None) -> int:
         with self._lock.read():
             return self._table.live if where is None else len(self._table.select(where))
+
+    def _counts_now(self, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        with self._lock.read():
+            metadatas = self._table.metadatas
+            rows = self._table.select(where).tolist()
+            return [(metadatas[row].get(key, MISSING), 1) for row in rows]
 
     def _stats_now(self) -> IndexStats:
         with self._lock.read():

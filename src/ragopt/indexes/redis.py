@@ -230,6 +230,9 @@ class RedisIndex(BaseVectorIndex):
     async def _count(self, io: Runtime, where: Filter | None) -> int:
         return sum(await self._each(io, lambda io, shard: shard.count(io, where)))
 
+    async def _counts(self, io: Runtime, key: str, where: Filter | None) -> list[tuple[Any, int]]:
+        return list(chain(*await self._each(io, lambda io, shard: shard.counts(io, key, where))))
+
     async def _search(
         self, io: Runtime, queries: Dense, k: int | None, *how: Any
     ) -> list[list[Hit]]:

@@ -13,13 +13,14 @@ import pytest
 from ragopt.errors import InvalidInput
 from ragopt.filters import Documents, F, Filter, Ids, compile_filter
 from ragopt.protocols import VectorIndex
+from ragopt.testing.counts import CountsContract
 from ragopt.testing.faces import BothColours, Face
 from ragopt.testing.inputs import InputContract
 from ragopt.testing.records import FILTERS, HOSTILE, METADATA, batch, exact_scores, vectors
 from ragopt.types import Embedding, EmbeddingBatch, Metric, RecordBatch
 
 
-class VectorIndexContract(InputContract, BothColours):
+class VectorIndexContract(InputContract, CountsContract, BothColours):
     """Subclass it as ``Test...`` and write ``make_index``."""
 
     #: Share of the true nearest that a search must find; 1 for an exact index.
