@@ -64,6 +64,13 @@ class Masters:
         self.ids = [str(each.execute_command("CLUSTER MYID"), "ascii") for each in self.clients]
         self.moved: dict[int, int] = {}
 
+    def __enter__(self) -> Masters:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self.clients:
+            client.close()
+
     def owner(self, slot: int) -> int:
         """Return which master has a slot."""
         return self.moved.get(slot, slot * len(self.clients) // SLOTS)
@@ -109,11 +116,11 @@ class Masters:
 
 @pytest.fixture(scope="module")
 def masters(redis_cluster_url: str) -> Iterator[Masters]:
-    masters = Masters(redis_cluster_url)
-    yield masters
-    for slot, owner in list(masters.moved.items()):  # for whoever uses the cluster next
-        if owner != (home := slot * len(masters.clients) // SLOTS):
-            masters.move(slot, home)
+    with Masters(redis_cluster_url) as masters:
+        yield masters
+        for slot, owner in list(masters.moved.items()):  # for whoever uses the cluster next
+            if owner != (home := slot * len(masters.clients) // SLOTS):
+                masters.move(slot, home)
 
 
 @pytest.fixture
@@ -631,7 +638,7 @@ class TestFaults:
         with redis_cluster() as url, ExitStack() as stack:
             index = stack.enter_context(RedisIndex(url, "docs", kind="flat", timeout=1))
             index.add(some(rows(99), 1))
-            masters = Masters(url)
+            masters = stack.enter_context(Masters(url))
             masters.clients[1].shutdown(nosave=True)
             sparse = Embedding(sparse=SparseVector.from_dict({0: 1.0, 3: 1.0}))
             fresh = stack.enter_context(RedisIndex(url, "docs", kind="flat", timeout=1))
@@ -796,9 +803,13 @@ class TestFaults:
     @pytest.mark.slow
     def test_a_replica_that_is_promoted(self) -> None:
         bus = "--cluster-port", str(services.free_port())
-        with redis_cluster() as url, redis_server("--cluster-enabled", "yes", *bus) as spare:
-            masters = Masters(url)
-            replica: Any = redis.Redis.from_url(spare, protocol=2)
+        replica: Any
+        with (
+            redis_cluster() as url,
+            redis_server("--cluster-enabled", "yes", *bus) as spare,
+            Masters(url) as masters,
+            redis.Redis.from_url(spare, protocol=2) as replica,
+        ):
             first = masters.clients[0]
             port = first.connection_pool.connection_kwargs["port"]
             other_bus = first.config_get("cluster-port")["cluster-port"]
