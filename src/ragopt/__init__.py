@@ -38,6 +38,7 @@ _EXPORTS = {
     "RagoptError": "ragopt.errors",
     "Record": "ragopt.types",
     "RecordBatch": "ragopt.types",
+    "RedisAlias": "ragopt.indexes.redis_alias",
     "RedisIndex": "ragopt.indexes.redis",
     "RedisStore": "ragopt.stores.redis",
     "RetrievalCache": "ragopt.cache.retrieval",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from ragopt.indexes.memory import MemoryIndex as MemoryIndex
     from ragopt.indexes.pgvector import PgvectorIndex as PgvectorIndex
     from ragopt.indexes.redis import RedisIndex as RedisIndex
+    from ragopt.indexes.redis_alias import RedisAlias as RedisAlias
     from ragopt.metrics import CacheStats as CacheStats
     from ragopt.stores.memory import MemoryStore as MemoryStore
     from ragopt.stores.redis import RedisStore as RedisStore

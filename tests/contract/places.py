@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ragopt import FaissIndex, PgvectorIndex, RedisIndex
+from ragopt import FaissIndex, PgvectorIndex, RedisAlias, RedisIndex
+from ragopt.testing.records import batch, vectors
 
 
 class OnDisk:
@@ -46,6 +47,19 @@ class OnRedis:
     def fresh(self, **options: Any) -> RedisIndex:
         """Return an empty index."""
         return RedisIndex(self.url, f"t_{secrets.token_hex(8)}", **options)
+
+
+class ByRedisAlias(OnRedis):
+    """An alias of an index of the same name, which has been emptied."""
+
+    def fresh(self, **options: Any) -> RedisIndex:
+        """Return the alias, without any option."""
+        name = f"t_{secrets.token_hex(8)}"
+        with RedisIndex(self.url, name, **options) as index:
+            index.add(batch(["gone"], vectors(1)))
+            index.clear()
+            index.alias(name)
+        return RedisAlias(self.url, name)
 
 
 class OnRedisCluster:

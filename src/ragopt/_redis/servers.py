@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from ragopt._imports import require
+from ragopt._portal import portal
 from ragopt._redis.connections import RedisConnections, Words
 from ragopt._redis.url import Address, read_url, text
 from ragopt._runtime import ASYNC, SYNC, PerLoop, Runtime
 from ragopt.errors import BackendUnavailable, StorageError
+
+T = TypeVar("T")
 
 Command: TypeAlias = tuple[bytes, Words]  # the key that it is about, and its words
 
@@ -55,6 +58,7 @@ class RedisServers:
         self._max_connections = max_connections
         self._known: dict[Address, RedisConnections] = {}
         self._known_of_loop: PerLoop[dict[Address, RedisConnections]] = PerLoop(dict)
+        self._hopped = False
 
     async def ask(self, io: Runtime, commands: Sequence[Command]) -> list[Any]:
         """Send commands, each to the server of its key, and return the replies in order.
@@ -129,8 +133,15 @@ class RedisServers:
         """Return which of a cluster's slots a key belongs to."""
         return self._slot(key)
 
+    def hop(self, operation: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run an operation of a sync call on the portal's event loop."""
+        self._hopped = True
+        return portal().call(operation)
+
     async def close(self, io: Runtime) -> None:
-        """Close the sync connections and, in the async colour, those of the running loop."""
+        """Close the connections of sync calls and, in the async colour, the running loop's."""
+        if self._hopped:
+            await io.cpu(lambda: portal().call(self._close_loop))
         while self._known:
             await self._known.popitem()[1].close(SYNC)
         await io.call(lambda: None, self._close_loop)

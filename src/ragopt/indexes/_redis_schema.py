@@ -44,6 +44,27 @@ _PAUSE = 0.02  # seconds between two looks at an index that is being filled
 TRIES = 3  # times to begin again after another process removed the index
 
 
+def check_name(name: str, prefix: str) -> None:
+    """Raise InvalidInput unless this can be the name of an index, or an alias."""
+    if not _NAME.fullmatch(name) or not _PREFIX.fullmatch(prefix):
+        raise InvalidInput(
+            f"{name!r} with the prefix {prefix!r} cannot be the name of a Redis index.",
+            fix="Use up to 128 letters, digits, _ . and - for the name; : and / as well for the "
+            "prefix.",
+        )
+
+
+def root_key(prefix: str, name: str, on_cluster: bool) -> bytes:
+    """Return the key of the hash that says what an index as a whole was made for."""
+    return f"{prefix}{{{name}}}:{'shards' if on_cluster else 'meta'}".encode()
+
+
+def alias_key(prefix: str, alias: str) -> bytes:
+    """Return the key that holds the name of the index with an alias."""
+    # No name has a colon, and the tags of shards have a number behind it.
+    return f"{prefix}{{{alias}:alias}}".encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What somebody asked an index to be.
@@ -69,13 +90,7 @@ class Plan:
     text: bool
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or not _PREFIX.fullmatch(self.prefix):
-            raise InvalidInput(
-                f"{self.name!r} with the prefix {self.prefix!r} cannot be the name of a Redis "
-                "index.",
-                fix="Use up to 128 letters, digits, _ . and - for the name; : and / as well for "
-                "the prefix.",
-            )
+        check_name(self.name, self.prefix)
 
     def new(self, dimension: int) -> Made:
         """Return what an index is for that is made now."""

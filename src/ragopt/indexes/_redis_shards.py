@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
-from ragopt._portal import portal
 from ragopt._redis.connections import Words
 from ragopt._redis.servers import RedisServers
 from ragopt._runtime import ASYNC, Runtime
@@ -28,7 +27,7 @@ from ragopt.indexes._redis_errors import explaining
 from ragopt.indexes._redis_made import Made, check_dimension, model_name, name_model
 from ragopt.indexes._redis_moving import ShardGone
 from ragopt.indexes._redis_records import SEQ
-from ragopt.indexes._redis_schema import TRIES, Plan
+from ragopt.indexes._redis_schema import TRIES, Plan, root_key
 from ragopt.indexes._redis_shard import RedisShard
 from ragopt.indexes._redis_writing import Batch
 
@@ -72,22 +71,16 @@ class Shards(Protocol):
         """Remove the index."""
         ...
 
-    async def close(self, io: Runtime) -> None:
-        """Close the connections of sync calls and, in the async colour, the running loop's."""
-        ...
-
 
 class OneShard:
     """The shards of an index on a single server.
 
     Args:
-        servers: The server.
         shard: The only one.
     """
 
-    def __init__(self, servers: RedisServers, shard: RedisShard) -> None:
+    def __init__(self, shard: RedisShard) -> None:
         self.shard = shard
-        self.close = servers.close
         self._schema = shard.schema
 
     @property
@@ -153,8 +146,7 @@ def _on_loop(
 
     async def on_loop(self: ClusterShards, io: Runtime, /, *args: P.args, **kwargs: P.kwargs) -> T:
         def hop() -> T:
-            self.hopped = True
-            return portal().call(method, self, ASYNC, *args, **kwargs)
+            return self._servers.hop(lambda: method(self, ASYNC, *args, **kwargs))
 
         return await io.call(hop, lambda: method(self, io, *args, **kwargs))
 
@@ -181,12 +173,11 @@ class ClusterShards:
         self._servers = servers
         self._plan = plan
         self._name = plan.name
-        self._root = f"{plan.prefix}{{{plan.name}}}:shards".encode()
+        self._root = root_key(plan.prefix, plan.name, on_cluster=True)
         self._new = new
         self._dimension = plan.dimension
         self._number = shards
         self._known: _Known | None = None
-        self.hopped = False
 
     @property
     def dimension(self) -> int | None:
@@ -251,12 +242,6 @@ class ClusterShards:
         await self._ask(io, ("DEL", self._root))
         self._forget()
         self._dimension = self._plan.dimension
-
-    async def close(self, io: Runtime) -> None:
-        """Close the connections of sync calls and, in the async colour, the running loop's."""
-        if self.hopped:
-            await io.cpu(lambda: portal().call(self._servers.close, ASYNC))
-        await self._servers.close(io)
 
     # -- what there is -------------------------------------------------------------------------
 

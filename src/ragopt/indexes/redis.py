@@ -17,7 +17,7 @@ from ragopt.indexes._redis_made import Kind, Wanted
 from ragopt.indexes._redis_moving import MovingSchema
 from ragopt.indexes._redis_postings import Family
 from ragopt.indexes._redis_records import PRECISIONS, Placed, VectorPrecision, Vectors
-from ragopt.indexes._redis_schema import Plan, RedisSchema
+from ragopt.indexes._redis_schema import Plan, RedisSchema, alias_key, check_name, root_key
 from ragopt.indexes._redis_shard import RedisShard, best
 from ragopt.indexes._redis_shards import ClusterShards, OneShard, Operation, Shards
 from ragopt.indexes._redis_writing import Batch
@@ -38,6 +38,11 @@ __all__ = ["RedisIndex"]
 T = TypeVar("T")
 
 _MOST_SHARDS = 256
+
+# KEYS: that of an alias. ARGV: the name of an index. Another one may have the alias by now.
+_TAKE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
 
 
 class RedisIndex(BaseVectorIndex):
@@ -102,7 +107,7 @@ class RedisIndex(BaseVectorIndex):
 
     def __init__(
         self,
-        url: str,
+        url: str | RedisServers,
         name: str,
         dimension: int | None = None,
         *,
@@ -120,8 +125,11 @@ class RedisIndex(BaseVectorIndex):
     ) -> None:
         super().__init__(dimension, metric=metric)
         _check_options(kind, precision, m, ef_construction, ef_search, shards)
-        self._servers = RedisServers(url, timeout=timeout, max_connections=max_connections)
+        if not isinstance(url, RedisServers):  # which an alias hands to each of its indexes
+            url = RedisServers(url, timeout=timeout, max_connections=max_connections)
+        self._servers = url
         self._name = name
+        self._prefix = prefix
         self._kind = kind
         self._patience = timeout
         self._vectors = Vectors(self._metric, precision)
@@ -138,9 +146,7 @@ class RedisIndex(BaseVectorIndex):
             self._shards = ClusterShards(self._servers, plan, shard, shards)
         elif shards is None:
             schema = RedisSchema(self._servers, plan)
-            self._shards = OneShard(
-                self._servers, RedisShard(schema, self._vectors, effort, timeout)
-            )
+            self._shards = OneShard(RedisShard(schema, self._vectors, effort, timeout))
         else:
             raise InvalidInput(
                 f"shards={shards} was given for the Redis server at {self._servers.name}.",
@@ -161,12 +167,56 @@ class RedisIndex(BaseVectorIndex):
         """Remove the index and its records. A missing one is no error."""
         await self._drop(ASYNC)
 
+    def alias(self, name: str, /) -> None:
+        """Let an alias name this index from now on, whichever it named before.
+
+        Every ``RedisAlias(url, name)`` comes here with its next operation. What has begun on
+        another index ends there, so drop that one some time later.
+
+        Args:
+            name: The alias, of the characters of names. An index of the same name has nothing to do
+                with it.
+
+        Raises:
+            InvalidInput: That cannot be a name; or the index is not there, since nothing was added.
+        """
+        run(self._give(SYNC, name))
+
+    async def aalias(self, name: str, /) -> None:
+        """Let an alias name this index from now on; see ``alias``."""
+        await self._give(ASYNC, name)
+
+    def unalias(self, name: str, /) -> None:
+        """Remove an alias of this index. One of another index stays; a missing one is no error."""
+        run(self._take(SYNC, name))
+
+    async def aunalias(self, name: str, /) -> None:
+        """Remove an alias of this index; see ``unalias``."""
+        await self._take(ASYNC, name)
+
+    async def _give(self, io: Runtime, alias: str) -> None:
+        check_name(alias, self._prefix)
+        root = root_key(self._prefix, self._name, self._servers.is_cluster)
+        (there,) = await self._servers.ask(io, [(root, ("HEXISTS", root, "schema"))])
+        if not there:
+            raise InvalidInput(
+                f"There is no Redis index {self._name!r} yet, which {alias!r} could name.",
+                fix="Add its records first.",
+            )
+        key = alias_key(self._prefix, alias)
+        await self._servers.ask(io, [(key, ("SET", key, self._name))])
+
+    async def _take(self, io: Runtime, alias: str) -> None:
+        check_name(alias, self._prefix)
+        key = alias_key(self._prefix, alias)
+        await self._servers.ask(io, [(key, ("EVAL", _TAKE, 1, key, self._name))])
+
     async def _drop(self, io: Runtime) -> None:
         await self._shards.drop(io)
         self._dimension = self._shards.dimension
 
     async def _close(self, io: Runtime) -> None:
-        await self._shards.close(io)
+        await self._servers.close(io)
 
     async def _each(self, io: Runtime, operation: Operation[T]) -> list[T]:
         """Return the results of an operation on all shards, none where there is no index yet."""
